@@ -1,0 +1,1 @@
+"""Workloads, the zoo, load generators and benches of Lorry."""

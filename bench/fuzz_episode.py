@@ -1,0 +1,337 @@
+"""One life of an engine, drawn from a seed: scarce memory, comings, goings, failures, deadlines.
+
+The real engine, planner, pool, residency, link, host tier and runner in this process; only the
+clock and the pace of the link are the fuzzer's, so that a seed repeats its episode step by step.
+Every event is checked as it comes, every answer against PEFT, and at the end the engine must
+hold nothing. Called by fuzz.py and by tests/server/test_fuzz.py.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..adapters.errors import AdapterLoadFailed
+from ..adapters.host_tier import HostTier
+from ..adapters.image import ImageLayout
+from ..adapters.key import AdapterCard, AdapterKey
+from ..server.engine import Engine, EngineParts
+from ..server.errors import DeadlineExceeded, Overloaded, RequestTooLarge
+from ..server.execution.batch import StepCapacity, StepResult, StepRow
+from ..server.execution.runner import Runner
+from ..server.intake import Gate
+from ..server.memory.pool import Pool
+from ..server.memory.residency import Residency
+from ..server.scheduling.records import StepLimits
+from ..server.scheduling.state import SchedulerState
+from ..server.seam import Cancel, Finish, Forget, Progress, Reject, Released, Submit
+from ..server.seam_ends import LocalEnd
+from .fuzz_link import PacedLink
+from .fuzz_records import Setting, Totals
+from .fuzz_world import BASE, MAX_RANK, VOCAB, FuzzWorld, Question
+
+STEP_S = 0.01  # a step takes this long by the episode's clock
+MAX_STEPS = 20_000
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+
+
+class Broken(Exception):
+    """The engine broke a promise; says which, with the episode's seed."""
+
+
+class _StepClock:
+    """Moves by one step's length when the episode says so."""
+
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+
+class _WatchedRunner:
+    """The runner, and a count of the runs that leave known tokens for a later step."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.num_chunks = 0
+
+    def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
+        self._runner.attach(slot, layout, pages)
+
+    def detach(self, slot: int) -> None:
+        self._runner.detach(slot)
+
+    def run(self, rows: Sequence[StepRow]) -> StepResult:
+        self.num_chunks += sum(not row.sample for row in rows)
+        return self._runner.run(rows)
+
+
+def run_episode(world: FuzzWorld, seed: int) -> Totals:
+    """Raises Broken, WrongToken or what the engine raised; all of it is a failure of Lorry."""
+    episode = Episode(world, seed)
+    try:
+        return episode.run()
+    finally:
+        episode.close()
+
+
+class Episode:
+    """An engine, its front end's part, and the books of what was asked and said."""
+
+    def __init__(self, world: FuzzWorld, seed: int) -> None:
+        self._world, self.seed = world, seed
+        self._rng = random.Random(seed)
+        self.setting = setting = Setting.draw(self._rng)
+        self._clock, self._end = _StepClock(), LocalEnd()
+        self._runner = _make_runner(world, setting)
+        # Fresh pages hold NaN, and freed ones hold it again.
+        self._runner.poison(range(setting.num_pages))
+        self._watched = _WatchedRunner(self._runner)
+        self._host_tier = HostTier(setting.host_bytes)
+        self._link = PacedLink(
+            self._host_tier,
+            self._runner.pool_PE,
+            random.Random(seed + 1),
+            max_polls=setting.max_polls,
+            fail_share=setting.fail_share,
+        )
+        self._engine = self._make_engine()
+        self._versions = 0
+        self._current: dict[str, tuple[str, AdapterCard]] = {}  # name -> content, its card
+        self._submits: dict[int, Submit] = {}
+        self._questions: dict[int, Question] = {}
+        self._tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self._ended: dict[int, Finish | Exception] = {}
+        self._cancelled: set[int] = set()
+        self._forgotten: set[AdapterKey] = set()
+        self._released: set[AdapterKey] = set()
+        self._patience_s = 0.0
+        self._num_steps = 0
+        for name in NAMES:
+            self._publish(name)
+
+    def close(self) -> None:
+        self._link.close()
+
+    def run(self) -> Totals:
+        while self._open() or len(self._submits) < self.setting.num_requests:
+            self._act()
+            self._step()
+        for name in NAMES:
+            self._forget(name)
+        self._step()
+        while self._link.num_underway or not math.isinf(self._patience_s):
+            self._step()
+        self._expect_idle()
+        return self._totals(sum(self._judge(request_id) for request_id in self._tokens))
+
+    # What the outside does
+
+    def _act(self) -> None:
+        rng, setting = self._rng, self.setting
+        coming = int(setting.arrivals) + (rng.random() < setting.arrivals % 1)
+        for _ in range(min(coming, setting.num_requests - len(self._submits))):
+            self._submit()
+        if self._submits and rng.random() < setting.unrest:
+            request_id = rng.randrange(len(self._submits))
+            self._end.commands.put(Cancel(request_id))
+            if request_id not in self._ended:
+                self._cancelled.add(request_id)
+        if rng.random() < setting.unrest:
+            name = rng.choice(NAMES)
+            self._forget(name)
+            self._publish(name)
+
+    def _submit(self) -> None:
+        rng, request_id = self._rng, len(self._submits)
+        name = rng.choice([BASE, *NAMES, NAMES[0], NAMES[0]])
+        content, card = self._current[name] if name else (BASE, None)
+        prompt = rng.randrange(len(self._world.prompts))
+        temperature = rng.choice([0.0, 0.0, 0.0, 0.8])
+        question = Question(content, prompt, temperature, rng.randrange(3) if temperature else 0)
+        self._questions[request_id] = question
+        self._submits[request_id] = submit = Submit(
+            request_id,
+            "default",
+            card,
+            self._world.prompts[prompt],
+            max_new_tokens=rng.choice(self.setting.answer_lens),
+            temperature=temperature,
+            seed=question.seed,
+            stop_ids=frozenset(rng.sample(range(VOCAB), rng.choice([0, 0, 4]))),
+            ttft_s=1.0,
+            tpot_s=1.0,
+            timeout_s=math.inf if rng.random() < 0.9 else rng.choice([0.0, 0.2, 1.0]),
+        )
+        self._end.commands.put(submit)
+
+    def _publish(self, name: str) -> None:
+        """New content under the name, by a version never used before."""
+        self._versions += 1
+        content = self._rng.choice(sorted(self._world.cards))
+        stored = self._world.cards[content]
+        key = replace(stored.key, name=name, version=self._versions)
+        self._current[name] = (content, replace(stored, key=key))
+
+    def _forget(self, name: str) -> None:
+        key = self._current[name][1].key
+        self._forgotten.add(key)
+        self._end.commands.put(Forget(key))
+
+    # What the engine says
+
+    def _step(self) -> None:
+        self._patience_s = self._engine.step()
+        self._clock.time_s += STEP_S
+        self._num_steps += 1
+        while not self._end.reports.empty():
+            for event in self._end.reports.get().events:
+                self._hear(event)
+        stats = self._engine.stats(pages=False)
+        known = stats.num_running + stats.num_waiting
+        self._expect(
+            not (known and math.isinf(self._patience_s)), f"sleeps for ever over {known} requests"
+        )
+        self._expect(self._num_steps < MAX_STEPS, f"stuck: {stats}, open {sorted(self._open())}")
+
+    def _hear(self, event: object) -> None:
+        match event:
+            case Progress(request_id=request_id, token_ids=token_ids):
+                self._expect_open(request_id)
+                self._tokens[request_id] += token_ids
+            case Finish(request_id=request_id):
+                self._expect_open(request_id)
+                self._ended[request_id] = event
+                self._check_finish(self._submits[request_id], event)
+            case Reject(request_id=request_id, error=error):
+                if isinstance(error, Overloaded | RequestTooLarge):
+                    # Refused at the door; a cancel in the same batch came after that.
+                    self._cancelled.discard(request_id)
+                self._expect_open(request_id)
+                self._ended[request_id] = error
+                self._check_error(self._submits[request_id], error)
+            case Released(key=key):
+                self._expect(key in self._forgotten, f"{key} is released, nobody forgot it")
+                self._expect(key not in self._released, f"{key} is released twice")
+                self._released.add(key)
+            case _:
+                self._expect(False, f"said {event} unasked")
+
+    def _expect_open(self, request_id: int) -> None:
+        self._expect(request_id not in self._ended, f"{request_id} goes on after its end")
+        self._expect(request_id not in self._cancelled, f"{request_id} goes on after its cancel")
+
+    def _check_finish(self, submit: Submit, finish: Finish) -> None:
+        tokens = self._tokens[submit.request_id]
+        stops = [i for i, token in enumerate(tokens) if token in submit.stop_ids]
+        if finish.reason == "stop":
+            whole = stops == [len(tokens) - 1]
+        else:
+            whole = not stops and len(tokens) == submit.max_new_tokens
+        counted = (finish.num_prompt_tokens, finish.num_new_tokens)
+        whole &= counted == (len(submit.prompt_ids), len(tokens))
+        self._expect(whole, f"{finish} after {tokens}, asked {submit}")
+
+    def _check_error(self, submit: Submit, error: Exception) -> None:
+        match error:
+            case DeadlineExceeded():
+                fits = not math.isinf(submit.timeout_s)
+            case AdapterLoadFailed():
+                fits = submit.adapter is not None and self._link.num_broken > 0
+            case Overloaded():
+                fits = self.setting.num_requests > self.setting.max_waiting
+            case RequestTooLarge():
+                fits = self._pages_alone(submit) > self.setting.num_pages
+            case _:
+                fits = False
+        self._expect(fits, f"{submit} was answered {error!r}")
+
+    def _pages_alone(self, submit: Submit) -> int:
+        num_tokens = len(submit.prompt_ids) + submit.max_new_tokens
+        own = submit.adapter.num_pages if submit.adapter else 0
+        return own - (-num_tokens // self._world.loaded.geometry.tokens_per_page)
+
+    def _open(self) -> set[int]:
+        return self._submits.keys() - self._ended.keys() - self._cancelled
+
+    def _expect_idle(self) -> None:
+        stats = self._engine.stats(pages=False)
+        self._expect(stats.pages_free == stats.pages_total, f"pages are held: {stats}")
+        self._expect(not stats.host_bytes, f"the host tier holds {stats.host_bytes} bytes")
+        missing = self._forgotten - self._released
+        self._expect(not missing, f"never released: {sorted(missing)}")
+        # Whoever wrote a page after giving it back has left a number in it.
+        clean = bool(self._runner.pool_PE.isnan().all())
+        self._expect(clean, "a page was written after it had been freed")
+
+    def _expect(self, holds: bool, promise: str) -> None:
+        if not holds:
+            raise Broken(f"episode {self.seed}, step {self._num_steps}: {promise}; {self.setting}")
+
+    # Results
+
+    def _judge(self, request_id: int) -> int:
+        return self._world.judge(self._questions[request_id], self._tokens[request_id])
+
+    def _totals(self, ties: int) -> Totals:
+        ended, counters = self._ended.values(), self._engine.counters
+        lens = {request_id: len(tokens) for request_id, tokens in self._tokens.items()}
+        return Totals(
+            episodes=1,
+            steps=self._num_steps,
+            requests=len(self._submits),
+            tokens=sum(lens.values()),
+            sampled_tokens=sum(n for i, n in lens.items() if self._questions[i].temperature),
+            ties=ties,
+            stops=sum(isinstance(end, Finish) and end.reason == "stop" for end in ended),
+            cancels=len(self._cancelled),
+            expired=sum(isinstance(end, DeadlineExceeded) for end in ended),
+            refused=sum(isinstance(end, Overloaded | RequestTooLarge) for end in ended),
+            load_failures=self._link.num_broken,
+            forgets=len(self._forgotten) - len(NAMES),
+            chunks=self._watched.num_chunks,
+            preemptions=counters.preemptions,
+            evictions=counters.adapter_evictions,
+            loads=counters.adapter_loads,
+        )
+
+    def _make_engine(self) -> Engine:
+        setting, loaded = self.setting, self._world.loaded
+        pool = Pool(setting.num_pages, on_free=self._runner.poison)
+        return Engine(
+            EngineParts(
+                end=self._end,
+                state=SchedulerState(setting.max_running, setting.max_waiting),
+                pool=pool,
+                residency=Residency(pool, self._link, max_slots=setting.max_slots),
+                link=self._link,
+                host_tier=self._host_tier,
+                runner=self._watched,
+                limits=StepLimits(
+                    setting.max_running, setting.max_step_tokens, setting.max_bypass_s
+                ),
+                gate=Gate(
+                    num_pages=setting.num_pages,
+                    tokens_per_page=loaded.geometry.tokens_per_page,
+                    max_model_len=loaded.max_model_len,
+                    max_rank=MAX_RANK,
+                ),
+                clock=self._clock,
+                audits=True,
+            )
+        )
+
+
+def _make_runner(world: FuzzWorld, setting: Setting) -> Runner:
+    limits = StepCapacity(
+        max_running=setting.max_running,
+        max_step_tokens=setting.max_step_tokens,
+        max_model_len=world.loaded.max_model_len,
+        max_rank=MAX_RANK,
+        max_rows=setting.max_running + setting.max_waiting,
+    )
+    return Runner(world.loaded, num_pages=setting.num_pages, limits=limits)

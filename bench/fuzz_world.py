@@ -1,0 +1,201 @@
+"""What the fuzzer's episodes share: a tiny random Llama, PEFT adapters, and what PEFT says.
+
+Owns the model as served and as reference, the stored adapters, and the judge of an answer: each
+token is compared with what PEFT's logits after the tokens before it choose by the sampler's own
+rule. Knows no engine. Used by fuzz_episode.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ..adapters.key import DEFAULT_TENANT, AdapterCard
+from ..adapters.limits import StoreLimits
+from ..adapters.resolve import PeftResolver
+from ..adapters.store import AdapterStore
+from ..server.clock import unix_now_s
+from ..server.execution.model import LoadedModel, prepare_model
+from ..server.execution.sampler import Wish, sample
+
+# Two runs of one model may choose differently only where the best logits are this close.
+TIE_SHARE = 1e-4  # of the logit range
+VOCAB = 131
+MAX_RANK = 256
+PROMPT_LENS = (1, 2, 7, 15, 16, 17, 31, 33, 64, 90)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+BASE = ""
+
+
+class WrongToken(Exception):
+    """An answer left PEFT's path where there was no tie."""
+
+
+def _no_options() -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One adapter's numbers; names and versions are the episode's."""
+
+    name: str
+    rank: int
+    targets: list[str] | str
+    options: Mapping[str, Any] = field(default_factory=_no_options)  # further LoraConfig fields
+
+
+CONTENTS = (
+    Content("r1", 1, "all-linear"),
+    Content("r5-attention", 5, ATTENTION),
+    Content("r8-rslora", 8, "all-linear", {"use_rslora": True}),
+    Content("r12-mlp", 12, MLP),
+    Content("r24-layer1", 24, r".*\.1\..*_proj"),
+    Content("r16-q", 16, ["q_proj"]),
+    Content("r3-one-site", 3, r".*\.0\.mlp\.down_proj"),
+    Content("r100-v", 100, ["v_proj"]),
+    Content("patterns", 4, ATTENTION, {"rank_pattern": {"q_proj": 17, "v_proj": 33}}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the tokens of an answer depend on, and nothing else."""
+
+    content: str  # BASE for the base model
+    prompt: int  # index into the prompts
+    temperature: float
+    seed: int
+
+
+class FuzzWorld:
+    """Built once, in a second or two; it is the same for every episode."""
+
+    def __init__(self, home: Path) -> None:
+        torch.manual_seed(0)
+        base = LlamaForCausalLM(_llama_config()).eval()
+        self.loaded: LoadedModel = prepare_model(copy.deepcopy(base))
+        rng = random.Random(0)
+        self.prompts = [tuple(rng.randrange(VOCAB) for _ in range(n)) for n in PROMPT_LENS]
+        self._models: dict[str, Any] = {BASE: base}
+        self._right: dict[Question, tuple[int, ...]] = {}  # the longest answer judged so far
+        self._store = _open_store(home / "store", self.loaded)
+        self.cards: dict[str, AdapterCard] = {}
+        for place, content in enumerate(CONTENTS):
+            model = _make_peft(base, content, seed=place)
+            model.save_pretrained(home / content.name)
+            self._models[content.name] = model
+            self.cards[content.name] = _upload(self._store, content.name, home / content.name)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def judge(self, question: Question, tokens: Sequence[int]) -> int:
+        """How many of the tokens were ties.
+
+        Raises:
+            WrongToken: one of them was not PEFT's, and no tie.
+        """
+        answer = tuple(tokens)
+        right = self._right.get(question, ())
+        if answer == right[: len(answer)]:
+            return 0
+        ties = self._count_ties(question, answer)
+        if len(answer) > len(right):
+            self._right[question] = answer
+        return ties
+
+    @torch.inference_mode()
+    def _count_ties(self, question: Question, answer: tuple[int, ...]) -> int:
+        prompt = self.prompts[question.prompt]
+        ids = torch.tensor([[*prompt, *answer]])
+        logits = self._models[question.content](input_ids=ids, use_cache=False).logits[0].float()
+        logits_BV = logits[len(prompt) - 1 : -1]
+        wishes = [
+            Wish(question.temperature, question.seed, len(prompt) + i) for i in range(len(answer))
+        ]
+        wanted = sample(logits_BV, wishes).tokens_B.tolist()
+        ties = 0
+        for place, (token, best) in enumerate(zip(answer, wanted, strict=True)):
+            if token == best:
+                continue
+            lifted_1V = logits_BV[place : place + 1].clone()
+            lifted_1V[0, token] += TIE_SHARE * float(lifted_1V.max() - lifted_1V.min())
+            if int(sample(lifted_1V, wishes[place : place + 1]).tokens_B) != token:
+                raise WrongToken(
+                    f"{question}: token {place} is {token}, PEFT's is {best}; answer {answer}"
+                )
+            ties += 1
+        return ties
+
+
+def _llama_config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        # Wide logits: a random model's best two tokens then lie far apart.
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def _make_peft(base: LlamaForCausalLM, content: Content, *, seed: int) -> Any:
+    """PEFT's own model with random factors: its B starts at zero, which would prove nothing."""
+    config = LoraConfig(
+        r=content.rank,
+        lora_alpha=2 * content.rank,
+        target_modules=content.targets,
+        task_type="CAUSAL_LM",
+        **content.options,
+    )
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for an attribute by its old name.
+        warnings.simplefilter("ignore", FutureWarning)
+        model: Any = get_peft_model(copy.deepcopy(base), config).eval()
+    generator = torch.Generator().manual_seed(1000 + seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.4 / parameter.shape[1] ** 0.5, generator=generator)
+    return model
+
+
+def _open_store(root: Path, loaded: LoadedModel) -> AdapterStore:
+    with torch.device("meta"):
+        skeleton = LlamaForCausalLM(_llama_config())
+    limits = StoreLimits(max_upload_bytes=64 << 20, max_rank=MAX_RANK)
+    resolver = PeftResolver(skeleton, base_name="fuzz")
+    store = AdapterStore(root, limits, resolver, unix_now_s=unix_now_s)
+    store.configure(loaded.image_spec)
+    return store
+
+
+def _upload(store: AdapterStore, name: str, folder: Path) -> AdapterCard:
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    upload = store.begin(
+        tenant=DEFAULT_TENANT,
+        name=name,
+        config_json=(folder / "adapter_config.json").read_bytes(),
+        size_bytes=len(weights),
+        sha256=sha256(weights).hexdigest(),
+    )
+    upload.write(weights)
+    return store.commit(upload).card

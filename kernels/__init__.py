@@ -1,0 +1,1 @@
+"""The numbers: one folder per operator. Knows tensors; no requests, no owners of pages."""

@@ -1,0 +1,1 @@
+"""The wire: lorry.proto, the code generated from it, and the Python clients."""

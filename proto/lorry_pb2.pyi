@@ -1,0 +1,324 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+
+class PageKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAGE_KIND_FREE: _ClassVar[PageKind]
+    PAGE_KIND_KV: _ClassVar[PageKind]
+    PAGE_KIND_ADAPTER: _ClassVar[PageKind]
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+PAGE_KIND_FREE: PageKind
+PAGE_KIND_KV: PageKind
+PAGE_KIND_ADAPTER: PageKind
+
+class TokenIds(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "seed")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    seed: int
+    def __init__(self, temperature: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Slo(_message.Message):
+    __slots__ = ("ttft_s", "tpot_s")
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    ttft_s: float
+    tpot_s: float
+    def __init__(self, ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("text", "token_ids", "adapter", "max_new_tokens", "sampling", "slo", "stop_token_ids", "ignore_eos")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: TokenIds
+    adapter: str
+    max_new_tokens: int
+    sampling: Sampling
+    slo: Slo
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    ignore_eos: bool
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., adapter: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., slo: _Optional[_Union[Slo, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("chunk", "final")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    chunk: Chunk
+    final: Final
+    def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ..., final: _Optional[_Union[Final, _Mapping]] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("text", "token_ids")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Final(_message.Message):
+    __slots__ = ("reason", "usage", "timing", "seed", "adapter_version")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    reason: FinishReason
+    usage: Usage
+    timing: Timing
+    seed: int
+    adapter_version: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., seed: _Optional[int] = ..., adapter_version: _Optional[int] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "completion_tokens", "preemptions")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    completion_tokens: int
+    preemptions: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("queue_s", "load_s", "prefill_s", "ttft_s", "tpot_s")
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    queue_s: float
+    load_s: float
+    prefill_s: float
+    ttft_s: float
+    tpot_s: float
+    def __init__(self, queue_s: _Optional[float] = ..., load_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ...) -> None: ...
+
+class UploadRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("name", "config_json", "size_bytes", "sha256", "base_fingerprint")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    BASE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    config_json: bytes
+    size_bytes: int
+    sha256: str
+    base_fingerprint: str
+    def __init__(self, name: _Optional[str] = ..., config_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., base_fingerprint: _Optional[str] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("name", "version", "content_hash", "size_bytes", "max_rank", "num_pages", "weight_bytes", "target_modules", "created_unix_s", "notes", "rounding_error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    ROUNDING_ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    content_hash: str
+    size_bytes: int
+    max_rank: int
+    num_pages: int
+    weight_bytes: int
+    target_modules: _containers.RepeatedScalarFieldContainer[str]
+    created_unix_s: float
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    rounding_error: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., created_unix_s: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., rounding_error: _Optional[float] = ...) -> None: ...
+
+class GetAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersRequest(_message.Message):
+    __slots__ = ("prefix", "page_size", "page_token")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    page_size: int
+    page_token: str
+    def __init__(self, prefix: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersResponse(_message.Message):
+    __slots__ = ("adapters", "next_page_token", "total")
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    next_page_token: str
+    total: int
+    def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total: _Optional[int] = ...) -> None: ...
+
+class DeleteAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteAdapterResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class GetInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Info(_message.Message):
+    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_PAGE_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    SELF_PROOF_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    fingerprint: str
+    max_model_len: int
+    max_rank: int
+    num_pages: int
+    page_bytes: int
+    tokens_per_page: int
+    sites: _containers.RepeatedScalarFieldContainer[str]
+    self_proof: str
+    default_ttft_s: float
+    default_tpot_s: float
+    default_max_new_tokens: int
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ("pages",)
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    pages: bool
+    def __init__(self, pages: bool = ...) -> None: ...
+
+class PageRun(_message.Message):
+    __slots__ = ("kind", "count", "owner")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    kind: PageKind
+    count: int
+    owner: str
+    def __init__(self, kind: _Optional[_Union[PageKind, str]] = ..., count: _Optional[int] = ..., owner: _Optional[str] = ...) -> None: ...
+
+class ResidentAdapter(_message.Message):
+    __slots__ = ("name", "version", "num_pages", "loading", "num_users")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    NUM_USERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    num_pages: int
+    loading: bool
+    num_users: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., num_pages: _Optional[int] = ..., loading: bool = ..., num_users: _Optional[int] = ...) -> None: ...
+
+class Stats(_message.Message):
+    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total")
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FREE_FIELD_NUMBER: _ClassVar[int]
+    PAGES_KV_FIELD_NUMBER: _ClassVar[int]
+    PAGES_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PREFILL_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_DECODE_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FINISHED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FAILED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_RESTARTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    RESIDENTS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_CANCELLED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    num_running: int
+    num_waiting: int
+    pages_total: int
+    pages_free: int
+    pages_kv: int
+    pages_adapter: int
+    steps_total: int
+    tokens_prefill_total: int
+    tokens_decode_total: int
+    requests_finished_total: int
+    requests_failed_total: int
+    preemptions_total: int
+    adapter_loads_total: int
+    adapter_evictions_total: int
+    engine_restarts_total: int
+    uptime_s: float
+    residents: _containers.RepeatedCompositeFieldContainer[ResidentAdapter]
+    pages: _containers.RepeatedCompositeFieldContainer[PageRun]
+    adapters_registered: int
+    host_bytes: int
+    requests_cancelled_total: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,245 @@
+"""The `lorry` command: what can be asked for, and the exit code of each answer.
+
+Joins the commands; the larger ones live in cli_serve.py and cli_adapter.py. Heavy libraries
+(torch, grpc, rich) are imported by the command that needs them, so help stays quick. The one
+upward call of the house is here: `lorry bench` loads `lorry.bench` by name, and nothing else
+of the server knows that it exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_adapter import app as adapter_app
+from .cli_options import CALL_TIMEOUT_S, DEFAULT_ADDRESS, Address, AsJson
+from .cli_output import EXIT_OK, EXIT_USAGE, answering, complain, format_bytes, print_json
+from .cli_output import print_table as print_rows
+from .cli_serve import serve, supervise
+
+if TYPE_CHECKING:
+    from ..proto.client import Client, TextStream
+    from ..proto.lorry_pb2 import Info, Stats
+    from ..proto.messages import Completion
+    from .config import ServerConfig
+
+# Each is a module of lorry.bench with `main(argv) -> int`.
+BENCHES = ("demo", "throughput")
+
+app = typer.Typer(
+    name="lorry",
+    help="Serve one base language model and thousands of LoRA adapters over gRPC.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # half of typer's help time would be rich's import
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.add_typer(adapter_app, name="adapter")
+
+
+def main(
+    argv: list[str] | None = None, *, run_server: Callable[[ServerConfig], int] = supervise
+) -> int:
+    """Entry point; `argv` is without the program's name, by default the process's own.
+
+    Exit codes: 0 done, 1 the server said no, 2 bad usage, 3 server unreachable.
+    """
+    try:
+        app(args=argv, prog_name="lorry", obj=run_server)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_OK
+    return EXIT_OK
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"lorry {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    """Options before any command; typer prints the help of `app` above."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    *,
+    adapter: Annotated[str, typer.Option(help="Adapter by name; none: the base model.")] = "",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=0, help="Length of the answer; 0: the server's default.")
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the most likely token.")
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeats an answer; unset: the server draws one.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Print text as it comes, or at the end.")
+    ] = True,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds for the whole answer.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt."""
+    from ..proto.client import Client
+
+    with answering(as_json), Client(address, timeout_s=timeout) as client:
+        with client.generate(
+            prompt,
+            adapter=adapter,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        ) as answer:
+            final = _print_answer(answer, live=stream and not as_json)
+        if as_json:
+            from dataclasses import asdict
+
+            print_json(asdict(final))
+            return
+        if not stream:
+            typer.echo(final.text)
+        complain(_usage_line(final))
+
+
+def _print_answer(answer: TextStream, *, live: bool) -> Completion:
+    begun = False
+    try:
+        for text in answer:
+            if live and text:
+                begun = True
+                sys.stdout.write(text)
+                sys.stdout.flush()
+    finally:
+        if begun:  # the usage line, or an error, begins on a line of its own
+            typer.echo("")
+    return answer.final
+
+
+def _usage_line(final: Completion) -> str:
+    usage, timing = final.usage, final.timing
+    return (
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {final.reason}, "
+        f"ttft {timing.ttft_s * 1000:.0f} ms, tpot {timing.tpot_s * 1000:.1f} ms, "
+        f"seed {final.seed}"
+    )
+
+
+@app.command()
+def info(
+    wait: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to wait until the server serves.")
+    ] = 0.0,
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the server serves and what it is doing."""
+    from ..proto.client import Client
+    from ..proto.messages import to_plain
+
+    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+        served, stats = _ask_info(client, wait)
+    if as_json:
+        print_json({"info": to_plain(served), "stats": to_plain(stats)})
+        return
+    print_rows(("field", "value"), _info_rows(served, stats), title=f"Lorry at {address}")
+    if stats.residents:
+        print_rows(
+            ("adapter", "version", "pages", "requests", "state"),
+            [
+                (
+                    resident.name,
+                    resident.version,
+                    resident.num_pages,
+                    resident.num_users,
+                    "loading" if resident.loading else "resident",
+                )
+                for resident in stats.residents
+            ],
+            title="Adapters in the pool",
+        )
+
+
+def _ask_info(client: Client, wait_s: float) -> tuple[Info, Stats]:
+    if wait_s > 0:
+        client.wait_ready(wait_s)
+    return client.info(), client.stats()
+
+
+def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
+    return [
+        ("version", served.version),
+        ("model", f"{served.model} ({served.architecture})"),
+        ("device", f"{served.device}, {served.dtype}"),
+        ("fingerprint", served.fingerprint),
+        ("context", f"{served.max_model_len} tokens"),
+        ("largest rank", served.max_rank),
+        ("sites", " ".join(served.sites)),
+        (
+            "pages",
+            f"{served.num_pages} of {format_bytes(served.page_bytes)} "
+            f"({served.tokens_per_page} tokens): {stats.pages_kv} KV, "
+            f"{stats.pages_adapter} adapters, {stats.pages_free} free",
+        ),
+        ("self proof", served.self_proof),
+        (
+            "defaults",
+            f"ttft {served.default_ttft_s:g} s, tpot {served.default_tpot_s:g} s, "
+            f"{served.default_max_new_tokens} new tokens",
+        ),
+        ("requests", f"{stats.num_running} running, {stats.num_waiting} waiting"),
+        (
+            "ended",
+            f"{stats.requests_finished_total} finished, {stats.requests_failed_total} failed, "
+            f"{stats.requests_cancelled_total} cancelled, {stats.preemptions_total} preemptions",
+        ),
+        ("tokens", f"{stats.tokens_prefill_total} prefill, {stats.tokens_decode_total} decode"),
+        (
+            "adapters",
+            f"{stats.adapters_registered} registered, {stats.adapter_loads_total} loads, "
+            f"{stats.adapter_evictions_total} evictions, "
+            f"{format_bytes(stats.host_bytes)} in host memory",
+        ),
+        ("up", f"{stats.uptime_s:.0f} s, engine restarted {stats.engine_restarts_total} times"),
+    ]
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        # What follows the name is the benchmark's, its --help included.
+        "allow_interspersed_args": False,
+    }
+)
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")],
+) -> None:
+    """Run a benchmark; arguments after NAME are its own."""
+    if name not in BENCHES:
+        complain(f"there is no benchmark {name!r}; there are {', '.join(BENCHES)}")
+        raise typer.Exit(EXIT_USAGE)
+    module = importlib.import_module(f"lorry.bench.{name}")
+    status: int = module.main(list(context.args))
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,235 @@
+"""`lorry adapter upload | list | show | delete`.
+
+Asks through the client and prints; what an adapter may be is the server's to say. Registered
+by cli.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..proto.errors import LorryClientError, Unavailable
+from .cli_options import CALL_TIMEOUT_S, DEFAULT_ADDRESS, Address, AsJson
+from .cli_output import (
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    answering,
+    complain,
+    console,
+    error_document,
+    exit_code,
+    format_bytes,
+    print_json,
+    print_table,
+    sentence,
+)
+
+if TYPE_CHECKING:
+    from ..proto.client import Client
+    from ..proto.lorry_pb2 import Adapter
+
+app = typer.Typer(
+    help="Upload, list, show and delete adapters.", no_args_is_help=True, rich_markup_mode=None
+)
+
+COLUMNS = ("name", "version", "rank", "pages", "uploaded", "weights", "targets", "created")
+
+
+@app.command()
+def upload(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="PEFT directories.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the adapter; else the directory's. One DIR only.")
+    ] = None,
+    base_fingerprint: Annotated[
+        str, typer.Option(help="Refuse unless the server's base has this fingerprint.")
+    ] = "",
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Upload adapters as PEFT saved them.
+
+    A refused one does not keep the others back; the exit code is 1 if any was refused.
+    """
+    if name is not None and len(directories) > 1:
+        complain(f"--name fits one directory, and {len(directories)} were given")
+        raise typer.Exit(EXIT_USAGE)
+    if twice := _named_twice(directories):
+        complain(f"{twice}, and the second would replace the first; upload one with --name")
+        raise typer.Exit(EXIT_USAGE)
+    from ..proto.client import Client
+
+    stored: list[Adapter] = []
+    failed: list[tuple[Path, LorryClientError]] = []
+    with Client(address) as client, _progress(enabled=not as_json) as track:
+        for directory in directories:
+            try:
+                stored.append(_upload_one(client, directory, name, base_fingerprint, track))
+            except LorryClientError as error:
+                failed.append((directory, error))
+                if isinstance(error, Unavailable):
+                    break  # the rest would fail alike, after a wait each
+    _report_uploads(stored, failed, as_json=as_json)
+    if failed:
+        codes = {exit_code(error) for _, error in failed}
+        raise typer.Exit(codes.pop() if len(codes) == 1 else EXIT_REFUSED)
+
+
+def _named_twice(directories: Sequence[Path]) -> str:
+    """The first two that would get one name; empty: there are none."""
+    seen: dict[str, Path] = {}
+    for directory in directories:
+        name = directory.resolve().name
+        if name in seen:
+            return f"{seen[name]} and {directory} are both named {name}"
+        seen[name] = directory
+    return ""
+
+
+Track = Callable[[str], Callable[[int, int], None]]
+
+
+def _upload_one(
+    client: Client, directory: Path, name: str | None, base_fingerprint: str, track: Track
+) -> Adapter:
+    return client.adapters.upload(
+        directory,
+        name,
+        base_fingerprint=base_fingerprint,
+        progress=track(name or directory.resolve().name),
+    )
+
+
+def _report_uploads(
+    stored: Sequence[Adapter],
+    failed: Sequence[tuple[Path, LorryClientError]],
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        from ..proto.messages import to_plain
+
+        print_json(
+            {
+                "adapters": [to_plain(adapter) for adapter in stored],
+                "failed": [
+                    {"directory": str(directory), "error": error_document(error)}
+                    for directory, error in failed
+                ],
+            }
+        )
+    elif stored:
+        print_table(COLUMNS, [_row(adapter) for adapter in stored])
+        for note, names in _names_by_note(stored).items():
+            complain(f"note on {', '.join(names)}: {note}")
+    for directory, error in failed:
+        complain(f"{directory}: {sentence(error)}")
+
+
+def _names_by_note(adapters: Sequence[Adapter]) -> dict[str, list[str]]:
+    """Adapters trained alike have the same note, which is then said once."""
+    names: dict[str, list[str]] = {}
+    for adapter in adapters:
+        for note in adapter.notes:
+            names.setdefault(note, []).append(adapter.name)
+    return names
+
+
+@app.command("list")
+def list_adapters(
+    prefix: Annotated[str, typer.Option(help="Only names that begin with this.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """List the stored adapters by name."""
+    from ..proto.client import Client
+    from ..proto.messages import to_plain
+
+    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+        adapters = list(client.adapters.list(prefix))
+    if as_json:
+        print_json({"adapters": [to_plain(adapter) for adapter in adapters]})
+    else:
+        print_table(COLUMNS, [_row(adapter) for adapter in adapters])
+
+
+@app.command()
+def show(name: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Show everything the server knows of one adapter."""
+    from ..proto.client import Client
+    from ..proto.messages import to_plain
+
+    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+        plain = to_plain(client.adapters.get(name))
+    if as_json:
+        print_json(plain)
+    else:
+        print_table(("field", "value"), [(key, _line(value)) for key, value in plain.items()])
+
+
+@app.command()
+def delete(name: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Delete an adapter; requests that run on it finish first."""
+    from ..proto.client import Client
+
+    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+        version = client.adapters.delete(name)
+    if as_json:
+        print_json({"name": name, "version": version})
+    else:
+        typer.echo(f"deleted {name} version {version}")
+
+
+def _row(adapter: Adapter) -> tuple[object, ...]:
+    created = datetime.fromtimestamp(adapter.created_unix_s).astimezone()
+    return (
+        adapter.name,
+        adapter.version,
+        adapter.max_rank,
+        adapter.num_pages,
+        format_bytes(adapter.size_bytes),
+        format_bytes(adapter.weight_bytes),
+        " ".join(adapter.target_modules),
+        created.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+
+
+def _line(value: object) -> str:
+    if isinstance(value, list):
+        return "\n".join(str(item) for item in value)
+    return str(value)
+
+
+@contextmanager
+def _progress(*, enabled: bool) -> Generator[Track]:
+    """A bar per upload on stderr, with bytes and rate; nothing where nobody watches."""
+    bars = console(to_stderr=True) if enabled else None
+    if bars is None or not bars.is_terminal:
+        yield lambda _name: lambda _sent_bytes, _total_bytes: None
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=bars) as progress:
+
+        def track(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(escape(name), total=None)
+
+            def moved(sent_bytes: int, total_bytes: int) -> None:
+                progress.update(task, completed=sent_bytes, total=total_bytes)
+
+            return moved
+
+        yield track

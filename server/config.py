@@ -1,0 +1,133 @@
+"""Configuration of one server: frozen, checked once at the edge, derived values as properties.
+
+Built by the CLI from flags; every message names flag, value and limit. The only module that
+reads the environment. Crosses to the engine and store processes as plain data.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_PORT = 65535
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the engine loads."""
+
+    model: str  # directory, or an id that is in the local Hugging Face cache
+    device: str = "cpu"  # cpu, cuda, cuda:1
+    dtype: str = "auto"  # auto: float32 on a CPU, else the checkpoint's own
+    max_model_len: int = 0  # tokens of prompt and answer; 0: the model's own limit
+    num_threads: int = 0  # of the CPU device; 0: all cores, or one for a model of tiny products
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    pool_bytes: int = 0  # 0: a quarter of free memory on a CPU (at most 1 GiB), 85 % on a GPU
+    host_bytes: int = 2 * GIB  # packed adapters kept in host memory
+    max_rank: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingConfig:
+    max_running: int = 64  # requests in one step
+    max_waiting: int = 10_000  # requests in the queue; one more is refused
+    max_step_tokens: int = 1024  # prompt and decode tokens in one step
+    max_bypass_s: float = 5.0  # how long others may overtake a request that does not fit
+    ttft_s: float = 2.0  # bounds of a request that names none
+    tpot_s: float = 0.2
+    max_new_tokens: int = 256  # of a request that names none
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    host: str = "127.0.0.1"
+    port: int = 50051  # 0: any free one, printed at start
+    store: Path = Path("lorry-store")  # adapters, durable
+    drain_s: float = 30.0  # open requests get this long after SIGTERM
+    metrics_port: int = -1  # -1: no Prometheus endpoint; 0: any free one
+    allow_remote: bool = False  # there is no authentication yet, so this is asked for in words
+    max_upload_bytes: int = 4 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    model: ModelConfig
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+    debug: bool = False  # audit and poison freed pages at every step
+
+    def checked(self) -> ServerConfig:
+        """Returns itself.
+
+        Raises:
+            ConfigError: names the flag, its value and the limit.
+        """
+        _at_least("--max-running", self.scheduling.max_running, 1)
+        _at_least("--max-waiting", self.scheduling.max_waiting, 1)
+        _at_least("--max-step-tokens", self.scheduling.max_step_tokens, 1)
+        _at_least("--max-new-tokens", self.scheduling.max_new_tokens, 1)
+        _at_least("--max-model-len", self.model.max_model_len, 0)
+        _at_least("--threads", self.model.num_threads, 0)
+        _at_least("--pool-bytes", self.memory.pool_bytes, 0)
+        _at_least("--host-bytes", self.memory.host_bytes, 0)
+        _at_least("--max-upload-bytes", self.service.max_upload_bytes, 1)
+        _at_least("--drain", self.service.drain_s, 0)
+        _above("--ttft", self.scheduling.ttft_s, 0)
+        _above("--tpot", self.scheduling.tpot_s, 0)
+        _between("--max-rank", self.memory.max_rank, 1, 256)
+        if self.model.dtype != "auto" and self.model.dtype not in DTYPES:
+            raise ConfigError(
+                f"--dtype is {self.model.dtype!r}; it must be auto or one of {', '.join(DTYPES)}",
+                field="--dtype",
+            )
+        _at_least("--max-bypass", self.scheduling.max_bypass_s, 0)
+        _between("--port", self.service.port, 0, MAX_PORT)
+        _between("--metrics-port", self.service.metrics_port, -1, MAX_PORT)
+        if self.scheduling.max_step_tokens < self.scheduling.max_running:
+            raise ConfigError(
+                f"--max-step-tokens is {self.scheduling.max_step_tokens}, less than --max-running "
+                f"({self.scheduling.max_running}): every running request decodes one token a step",
+                field="--max-step-tokens",
+            )
+        if not self.service.allow_remote and not _is_local(self.service.host):
+            raise ConfigError(
+                f"--host is {self.service.host}, reachable from elsewhere, and this server has no "
+                "authentication; say --allow-remote if the network is yours alone",
+                field="--host",
+            )
+        return self
+
+
+def _at_least(flag: str, value: float, limit: float) -> None:
+    if not limit <= value < math.inf:  # also what is no number
+        raise ConfigError(f"{flag} is {value}; it must be finite, at least {limit}", field=flag)
+
+
+def _above(flag: str, value: float, limit: float) -> None:
+    if not limit < value < math.inf:
+        raise ConfigError(f"{flag} is {value}; it must be finite, more than {limit}", field=flag)
+
+
+def _between(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{flag} is {value}; it must be {low} to {high}", field=flag)
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

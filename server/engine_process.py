@@ -1,0 +1,97 @@
+"""The engine's process: builds the rooms from a configuration, says what it serves, runs.
+
+First message up is `EngineInfo`, or `StartFailed` with the reason. Exits when told to, or when
+the pipe to the front end ends. Signals and logging were set up by children.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from multiprocessing.connection import Connection
+
+from ..adapters.host_tier import HostTier
+from .clock import MonotonicClock
+from .config import SchedulingConfig, ServerConfig
+from .engine import Engine, EngineParts
+from .errors import LorryError
+from .execution.link import PoolLink
+from .execution.runner import Runner, RunnerInfo, load_runner
+from .intake import Gate
+from .memory.pool import Pool
+from .memory.residency import Residency
+from .scheduling.records import StepLimits
+from .scheduling.state import SchedulerState
+from .seam import EngineEnd, EngineInfo, StartFailed
+from .seam_ends import PipeEnd
+
+# The kernels' table has a line per slot; more adapters than this in the pool at once would
+# mean pages far smaller than any model has.
+MAX_SLOTS = 4096
+
+_log = logging.getLogger(__name__)
+
+
+def run_engine(conn: Connection, config: ServerConfig) -> None:
+    """Main of the engine's process."""
+    try:
+        runner = load_runner(config)
+    except LorryError as error:
+        conn.send(StartFailed(error))
+        return
+    engine = build_engine(PipeEnd(conn), runner, config)
+    conn.send(_engine_info(runner.info()))
+    _log.info("the engine is up in process %d", os.getpid())
+    engine.run()
+
+
+def build_engine(end: EngineEnd, runner: Runner, config: ServerConfig) -> Engine:
+    """Joins the rooms around a runner; tests hand in an in-process end."""
+    info = runner.info()
+    pool = Pool(info.num_pages, on_free=runner.poison if config.debug else _keep)
+    if config.debug:
+        runner.poison(range(info.num_pages))
+    host_tier = HostTier(config.memory.host_bytes)
+    link = PoolLink(host_tier, runner.pool_PE, end.wake)
+    return Engine(
+        EngineParts(
+            end=end,
+            state=SchedulerState(config.scheduling.max_running, config.scheduling.max_waiting),
+            pool=pool,
+            residency=Residency(pool, link, max_slots=min(info.num_pages, MAX_SLOTS)),
+            link=link,
+            host_tier=host_tier,
+            runner=runner,
+            limits=_step_limits(config.scheduling),
+            gate=_gate(info, config),
+            clock=MonotonicClock(),
+            audits=config.debug,
+        )
+    )
+
+
+def _keep(pages: list[int]) -> None:
+    """Freed pages keep their bytes: whoever leases them next writes before reading."""
+
+
+def _step_limits(config: SchedulingConfig) -> StepLimits:
+    return StepLimits(
+        max_running=config.max_running,
+        max_step_tokens=config.max_step_tokens,
+        max_bypass_s=config.max_bypass_s,
+    )
+
+
+def _engine_info(info: RunnerInfo) -> EngineInfo:
+    """Field by field: the two records differ only in the room they belong to."""
+    return EngineInfo(**{f.name: getattr(info, f.name) for f in dataclasses.fields(info)})
+
+
+def _gate(info: RunnerInfo, config: ServerConfig) -> Gate:
+    return Gate(
+        num_pages=info.num_pages,
+        tokens_per_page=info.tokens_per_page,
+        max_model_len=info.max_model_len,
+        max_rank=config.memory.max_rank,
+    )

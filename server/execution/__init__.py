@@ -1,0 +1,1 @@
+"""Model surgery, runner, sampler, link: bytes on the device."""

@@ -1,0 +1,72 @@
+"""What the model's modules see of the step that is running.
+
+One `StepContext` per loaded model, attached to its attention modules and linears when they
+are prepared; the paged model fills it before a forward and clears it after. Does not know
+requests. It takes the place of a module global, so that two models may live in one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ...kernels.attention import AttentionOptions
+from ...kernels.lora import LoraBackend, LoraWork, sgmv_expand, sgmv_shrink
+
+
+class Attend(Protocol):
+    """Attention of one layer over the step's rows; returns [T, H, K]."""
+
+    def __call__(
+        self,
+        layer: int,
+        query_THK: Tensor,
+        key_TGK: Tensor,
+        value_TGK: Tensor,
+        options: AttentionOptions,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoraStep:
+    """The adapters' part of one step."""
+
+    work: LoraWork
+    pool_PE: Tensor
+    shrunk_TR: Tensor  # fp32 scratch, as wide as the step's largest rank
+    backend: LoraBackend
+
+    def add(self, site: int, hidden_TI: Tensor, out_TO: Tensor) -> None:
+        """Add every adapter's product at `site` to its rows of `out_TO`."""
+        sgmv_shrink(
+            hidden_TI,
+            self.pool_PE,
+            self.work,
+            site=site,
+            out_TR=self.shrunk_TR,
+            backend=self.backend,
+        )
+        sgmv_expand(
+            self.shrunk_TR,
+            self.pool_PE,
+            self.work,
+            site=site,
+            out_TO=out_TO,
+            backend=self.backend,
+        )
+
+
+class StepContext:
+    """Set before a forward, empty between two."""
+
+    __slots__ = ("attend", "lora")
+
+    def __init__(self) -> None:
+        self.attend: Attend | None = None
+        self.lora: LoraStep | None = None  # None: no row of this step has an adapter
+
+    def clear(self) -> None:
+        self.attend = None
+        self.lora = None

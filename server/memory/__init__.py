@@ -1,0 +1,1 @@
+"""Who owns which page: pool and adapter residency. Page numbers, not bytes."""

@@ -1,0 +1,1 @@
+"""The gRPC front end: handlers, text, error mapping."""

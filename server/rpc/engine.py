@@ -1,0 +1,94 @@
+"""`Engine`: what is served, and how it is doing.
+
+Translates records into messages and nothing else. Knows no pages beyond their numbers.
+"""
+
+from __future__ import annotations
+
+from ... import __version__
+from ...proto import lorry_pb2 as pb
+from ...proto import lorry_pb2_grpc as pb_grpc
+from ..seam import EngineInfo, EngineStats, PageRunStats
+from .front import Front
+from .guard import Context, answering
+
+PAGE_KINDS = {
+    "free": pb.PAGE_KIND_FREE,
+    "kv": pb.PAGE_KIND_KV,
+    "adapter": pb.PAGE_KIND_ADAPTER,
+}
+
+
+class EngineService(pb_grpc.EngineServicer):
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    @answering
+    async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:  # noqa: N802
+        return self._info(self._front.engine.require())
+
+    @answering
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.Stats:  # noqa: N802
+        stats = await self._front.engine.stats(pages=request.pages)
+        message = _stats(stats)
+        message.engine_restarts_total = self._front.engine_restarts
+        message.uptime_s = self._front.uptime_s
+        message.adapters_registered = await self._front.registry.count()
+        return message
+
+    def _info(self, info: EngineInfo) -> pb.Info:
+        config = self._front.config
+        return pb.Info(
+            version=__version__,
+            model=config.model.model,
+            architecture=info.architecture,
+            dtype=info.dtype,
+            device=info.device,
+            fingerprint=info.fingerprint,
+            max_model_len=info.max_model_len,
+            max_rank=config.memory.max_rank,
+            num_pages=info.num_pages,
+            page_bytes=info.page_bytes,
+            tokens_per_page=info.tokens_per_page,
+            sites=sorted({site.name.rsplit(".", 1)[-1] for site in info.image_spec.sites}),
+            self_proof=info.self_proof,
+            default_ttft_s=config.scheduling.ttft_s,
+            default_tpot_s=config.scheduling.tpot_s,
+            default_max_new_tokens=config.scheduling.max_new_tokens,
+        )
+
+
+def _stats(stats: EngineStats) -> pb.Stats:
+    return pb.Stats(
+        num_running=stats.num_running,
+        num_waiting=stats.num_waiting,
+        pages_total=stats.pages_total,
+        pages_free=stats.pages_free,
+        pages_kv=stats.pages_kv,
+        pages_adapter=stats.pages_adapter,
+        steps_total=stats.steps_total,
+        tokens_prefill_total=stats.tokens_prefill_total,
+        tokens_decode_total=stats.tokens_decode_total,
+        requests_finished_total=stats.requests_finished_total,
+        requests_failed_total=stats.requests_failed_total,
+        requests_cancelled_total=stats.requests_cancelled_total,
+        preemptions_total=stats.preemptions_total,
+        adapter_loads_total=stats.adapter_loads_total,
+        adapter_evictions_total=stats.adapter_evictions_total,
+        host_bytes=stats.host_bytes,
+        residents=[
+            pb.ResidentAdapter(
+                name=resident.key.name,
+                version=resident.key.version,
+                num_pages=resident.num_pages,
+                loading=resident.loading,
+                num_users=resident.num_users,
+            )
+            for resident in stats.residents
+        ],
+        pages=[_page_run(run) for run in stats.page_runs],
+    )
+
+
+def _page_run(run: PageRunStats) -> pb.PageRun:
+    return pb.PageRun(kind=PAGE_KINDS[run.kind], count=run.count, owner=run.owner)

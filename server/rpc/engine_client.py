@@ -1,0 +1,213 @@
+"""The front end's half of the seam: streams of events out of one engine process.
+
+Owns the pipe to the engine that is up now, the open streams and the unanswered questions.
+When the engine dies each of them gets its answer here; the supervisor then calls `run` with
+the pipe of the next one. Knows no gRPC and no plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ...adapters.key import AdapterKey
+from ..errors import EngineUnavailable, LorryError
+from ..seam import (
+    AskStats,
+    Cancel,
+    EngineInfo,
+    EngineStats,
+    Finish,
+    Forget,
+    Progress,
+    Reject,
+    Released,
+    Report,
+    Shutdown,
+    StartFailed,
+    StatsAnswer,
+    Submit,
+)
+from .link import Ended, PipeLink
+from .totals import Totals
+
+STATS_TIMEOUT_S = 10.0
+
+StreamEvent = Progress | Finish | Reject
+
+
+class RequestStream:
+    """The events of one request, in order; the last is a Finish or a Reject."""
+
+    def __init__(self, request_id: int) -> None:
+        self.request_id = request_id
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+
+    def put(self, event: StreamEvent) -> None:
+        self._events.put_nowait(event)
+
+    async def next(self) -> StreamEvent:
+        return await self._events.get()
+
+
+class EngineClient:
+    """All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        on_ready: Callable[[EngineInfo], None],
+        on_released: Callable[[AdapterKey], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.info: EngineInfo | None = None  # None: not up
+        self._on_ready = on_ready
+        self._on_released = on_released
+        self._on_lost = on_lost
+        self._link: PipeLink | None = None
+        self._streams: dict[int, RequestStream] = {}
+        self._questions: dict[int, asyncio.Future[EngineStats]] = {}
+        self._last_id = 0
+        self._totals = Totals()
+        self.num_heard = 0  # messages, of all lives
+        self._start_error: LorryError | None = None
+        self._was_ready = False
+        self._retry_after_s = 1.0
+
+    @property
+    def num_open(self) -> int:
+        return len(self._streams)
+
+    async def run(self, conn: Connection) -> Ended:
+        """Serves over this pipe until the engine is gone."""
+        self._start_error, self._was_ready = None, False
+        link = PipeLink(conn, name="engine", on_message=self._receive, fold=lambda all_: [all_])
+        self._link = link
+        try:
+            await link.wait_closed()
+        finally:
+            self._lose()
+        return Ended(self._start_error, self._was_ready)
+
+    def expect_back(self, retry_after_s: float) -> None:
+        """What clients are told while no engine is up."""
+        self._retry_after_s = retry_after_s
+
+    def require(self) -> EngineInfo:
+        """Raises:
+        EngineUnavailable: no engine is up.
+        """
+        if self.info is None:
+            raise self._unavailable("the engine is not up; it is being started")
+        return self.info
+
+    def next_request_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def submit(self, submit: Submit) -> RequestStream:
+        self.require()
+        stream = RequestStream(submit.request_id)
+        self._streams[submit.request_id] = stream
+        self._send(submit)
+        return stream
+
+    def cancel(self, request_id: int) -> None:
+        """Forgets the stream at once; its late events are ignored."""
+        if self._streams.pop(request_id, None) is not None:
+            self._send(Cancel(request_id))
+
+    def forget(self, key: AdapterKey) -> bool:
+        """Whether an engine is up that will answer Released."""
+        if self.info is None:
+            return False
+        self._send(Forget(key))
+        return True
+
+    def ask_for_life(self) -> None:
+        """Whatever the engine says next is the answer; nobody waits for it here."""
+        self._send(AskStats(self.next_request_id(), pages=False))
+
+    async def stats(self, *, pages: bool) -> EngineStats:
+        self.require()
+        query_id = self.next_request_id()
+        answer = asyncio.get_running_loop().create_future()
+        self._questions[query_id] = answer
+        self._send(AskStats(query_id, pages))
+        try:
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return await answer
+        except TimeoutError as error:
+            raise self._unavailable(
+                f"the engine gave no statistics within {STATS_TIMEOUT_S:g} s"
+            ) from error
+        finally:
+            self._questions.pop(query_id, None)
+
+    def reject_all(self, error: LorryError) -> None:
+        """Ends every open request with this; the engine is told to drop them."""
+        for request_id, stream in list(self._streams.items()):
+            self.cancel(request_id)
+            stream.put(Reject(request_id, error))
+
+    def shut_down(self) -> None:
+        self._send(Shutdown())
+
+    def hang_up(self) -> None:
+        if self._link is not None:
+            self._link.hang_up()
+
+    def _send(self, command: object) -> None:
+        if self._link is not None:
+            self._link.send(command)
+
+    def _receive(self, message: Any) -> None:
+        self.num_heard += 1
+        match message:
+            case Report(events):
+                for event in events:
+                    self._take(event)
+            case EngineInfo():
+                self.info = message
+                self._was_ready = True
+                self._on_ready(message)
+            case StartFailed(error):
+                self._start_error = error
+            case _:
+                raise TypeError(f"no message of the seam: {type(message).__name__}")
+
+    def _take(self, event: Any) -> None:
+        match event:
+            case Progress(request_id, _):
+                if (stream := self._streams.get(request_id)) is not None:
+                    stream.put(event)
+            case Finish(request_id=request_id) | Reject(request_id=request_id):
+                if (stream := self._streams.pop(request_id, None)) is not None:
+                    stream.put(event)
+            case Released(key):
+                self._on_released(key)
+            case StatsAnswer(query_id, stats):
+                summed = self._totals.heard(stats)
+                answer = self._questions.get(query_id)
+                if answer is not None and not answer.done():
+                    answer.set_result(summed)
+            case _:
+                raise TypeError(f"no event of the seam: {type(event).__name__}")
+
+    def _lose(self) -> None:
+        self._link = None
+        self.info = None
+        self._totals.engine_lost(len(self._streams))
+        error = self._unavailable("the engine stopped; it is being restarted")
+        for request_id, stream in self._streams.items():
+            stream.put(Reject(request_id, error))
+        self._streams.clear()
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._on_lost()
+
+    def _unavailable(self, message: str) -> EngineUnavailable:
+        return EngineUnavailable(message, retry_after_s=self._retry_after_s)

@@ -1,0 +1,127 @@
+"""The plain data that crosses the planner's border: requests and memory in, plans out.
+
+Frozen records only. Knows no columns (state.py), no rules (plan.py) and no page numbers: the
+plan speaks in counts. `PoolView` is declared here and filled by server/memory, because the
+planner says what it needs to see. Instants are `now_s` of the engine's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+BASE_ID = -1  # adapter_id of a request to the base model
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for, as the scheduler keeps it."""
+
+    request_id: int  # unique for the life of the front end
+    tenant: str
+    adapter_id: int  # handle given by residency; -1: base model
+    adapter_pages: int  # pages its image takes; 0 for the base
+    prompt_ids: tuple[int, ...]  # at least one
+    max_new_tokens: int  # at least one
+    temperature: float  # 0: greedy
+    seed: int
+    stop_ids: frozenset[int]  # a token among them ends the answer and is part of it
+    ttft_s: float  # bound on the time to the first token
+    tpot_s: float  # bound on the time per further token
+    arrival_s: float  # instant of receipt
+    deadline_s: float  # instant after which nobody listens; inf: none
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterView:
+    """One adapter that holds pages."""
+
+    num_pages: int
+    resident: bool  # False: still on its way, neither usable nor evictable
+    last_used_s: float  # instant: when it arrived, or when the last request that named it ended
+
+
+def _no_adapters() -> dict[int, AdapterView]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """Read-only facts about memory at the start of a step."""
+
+    num_pages: int
+    num_free: int
+    tokens_per_page: int
+    num_free_slots: int  # how many more adapters may hold pages at once
+    adapters: Mapping[int, AdapterView] = field(default_factory=_no_adapters)  # by adapter_id
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What one step may take, from the configuration."""
+
+    max_running: int  # requests that hold pages
+    max_step_tokens: int  # prompt and decode tokens together
+    max_bypass_s: float = 5.0  # how long newcomers may pass a request that does not fit
+    max_loads: int = 2  # adapters on their way at once
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One request's part of the step."""
+
+    row: int
+    start: int  # tokens computed before this step
+    num_tokens: int  # tokens to compute: [start, start + num_tokens)
+    num_new_pages: int  # beyond those it holds
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLoad:
+    """One adapter that begins its way into the pool."""
+
+    adapter_id: int
+    num_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Counts and names, no page numbers; applied in the order of the fields."""
+
+    now_s: float = 0.0  # instant the plan was made for
+    expired: tuple[int, ...] = ()  # rows whose deadline has passed
+    preemptions: tuple[int, ...] = ()  # rows that give their pages back and are recomputed
+    evictions: tuple[int, ...] = ()  # adapter_ids
+    loads: tuple[PlannedLoad, ...] = ()
+    runs: tuple[PlannedRun, ...] = ()  # rows of one adapter side by side, the base's first
+
+
+class Ending(Enum):
+    """Why a row came to its end."""
+
+    STOP = "stop"  # one of its stop ids was sampled
+    LENGTH = "length"  # max_new_tokens are there
+    EXPIRED = "expired"  # its deadline passed
+    BROKEN = "broken"  # its logits were not finite
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step meant for one row; rows in the middle of their prompt have none."""
+
+    row: int
+    request_id: int
+    token: int | None  # sampled in this step
+    ending: Ending | None  # None: it goes on. The row stays until the engine drops it.
+
+
+@dataclass(frozen=True, slots=True)
+class RowTimings:
+    """Where a request's time went. Durations: the seam carries it to the front end."""
+
+    queue_s: float  # receipt -> first scheduled
+    load_s: float  # part of queue_s while the adapter was not resident
+    prefill_s: float  # first scheduled -> first token
+    decode_s: float  # first token -> last token
+    num_preemptions: int

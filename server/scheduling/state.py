@@ -1,0 +1,192 @@
+"""The table of requests: one row each, one numpy column per fact.
+
+Owns rows, the waiting line and the stamps. Decides nothing: plan.py reads it, commit.py moves
+it on, the engine adds and drops rows. A request is only "tokens known" (prompt and answer so
+far) ahead of "tokens computed" (whose KV is in pages), so prompt chunks, decoding and
+recomputing after a preemption are one thing.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InternalError, Overloaded
+from .order import WaitingLine
+from .policies import FCFS, Policy
+from .records import Request
+
+MIN_RETRY_S, MAX_RETRY_S = 0.1, 60.0
+
+
+class Status(IntEnum):
+    FREE = 0  # no request in this row
+    WAITING = 1  # holds no pages
+    RUNNING = 2  # holds pages
+
+
+class SchedulerState:
+    """Rows are small integers, reused after `drop`; a row also names the request's KV owner."""
+
+    def __init__(self, max_running: int, max_waiting: int, *, policy: Policy = FCFS) -> None:
+        # Preempted requests wait again, but they were counted when they came in.
+        capacity = max_running + max_waiting
+        self.max_waiting = max_waiting
+        self.policy = policy
+        self.line = WaitingLine(capacity)
+
+        self.status = np.full(capacity, Status.FREE, np.int8)
+        self.num_prompt = np.zeros(capacity, np.int64)  # tokens
+        self.num_final = np.zeros(capacity, np.int64)  # tokens of prompt and longest answer
+        self.num_known = np.zeros(capacity, np.int64)  # tokens, prompt and answer so far
+        self.num_computed = np.zeros(capacity, np.int64)  # tokens whose KV is in pages
+        self.num_pages = np.zeros(capacity, np.int64)  # KV pages held
+        self.adapter_id = np.full(capacity, -1, np.int64)
+        self.adapter_pages = np.zeros(capacity, np.int64)
+        self.key = np.zeros(capacity, np.float64)  # the policy's, smaller is older
+        self.seq = np.zeros(capacity, np.int64)  # order of arrival; settles equal keys
+        self.num_preemptions = np.zeros(capacity, np.int64)
+        # Instants; inf or nan where it has not happened.
+        self.deadline_s = np.full(capacity, math.inf)
+        self.overtaken_s = np.full(capacity, math.inf)  # first passed by a newer one while waiting
+        self.first_scheduled_s = np.full(capacity, math.nan)
+        self.first_token_s = np.full(capacity, math.nan)
+        self.last_token_s = np.full(capacity, math.nan)
+        self.absent_since_s = np.full(capacity, math.nan)  # adapter not resident since; nan: it is
+        self.load_wait_s = np.zeros(capacity)  # duration: absent so far, before the first run
+
+        self.requests: list[Request | None] = [None] * capacity
+        self.known_ids: list[list[int]] = [[] for _ in range(capacity)]
+        self._free = list(range(capacity - 1, -1, -1))
+        self._row_of: dict[int, int] = {}
+        self._next_seq = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.line)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._row_of) - len(self.line)
+
+    def can_add(self) -> bool:
+        return len(self.line) < self.max_waiting
+
+    def add(self, request: Request, now_s: float, *, resident: bool) -> int:
+        """Puts a request into the line; `resident`: its adapter is in the pool, or it has none.
+
+        Raises:
+            Overloaded: the line is full.
+        """
+        if not self.can_add():
+            raise Overloaded(
+                f"{len(self.line)} requests are waiting, the limit is {self.max_waiting}",
+                retry_after_s=self._retry_after_s(now_s),
+            )
+        if request.request_id in self._row_of:
+            raise InternalError(f"request {request.request_id} is already in the table")
+        row = self._free.pop()
+        self._row_of[request.request_id] = row
+        self.requests[row] = request
+        self.known_ids[row] = list(request.prompt_ids)
+        self.num_prompt[row] = self.num_known[row] = len(request.prompt_ids)
+        self.num_final[row] = len(request.prompt_ids) + request.max_new_tokens
+        self.num_computed[row] = self.num_pages[row] = self.num_preemptions[row] = 0
+        self.adapter_id[row] = request.adapter_id
+        self.adapter_pages[row] = request.adapter_pages
+        self.key[row], self.seq[row] = self.policy.sort_key(request), self._next_seq
+        self.deadline_s[row] = request.deadline_s
+        self.first_scheduled_s[row] = self.first_token_s[row] = self.last_token_s[row] = math.nan
+        self.absent_since_s[row] = math.nan if resident else now_s
+        self.load_wait_s[row] = 0.0
+        self._next_seq += 1
+        self._join_line(row)
+        return row
+
+    def drop(self, row: int) -> None:
+        """Forgets a request, whatever became of it. Its pages are the pool's business."""
+        request = self.request(row)
+        if self.status[row] == Status.WAITING:
+            self.line.remove(row, *self.age(row))
+        self.status[row] = Status.FREE
+        self.deadline_s[row] = math.inf
+        self.requests[row] = None
+        self.known_ids[row] = []
+        del self._row_of[request.request_id]
+        self._free.append(row)
+
+    def row_of(self, request_id: int) -> int | None:
+        """None: no such request, or it is over (a cancel may cross the last token)."""
+        return self._row_of.get(request_id)
+
+    def request(self, row: int) -> Request:
+        request = self.requests[row]
+        if request is None:
+            raise InternalError(f"row {row} holds no request")
+        return request
+
+    def age(self, row: int) -> tuple[float, int]:
+        """What the order goes by: smaller is older."""
+        return float(self.key[row]), int(self.seq[row])
+
+    def running_rows(self) -> list[int]:
+        """Oldest first."""
+        rows = np.flatnonzero(self.status == Status.RUNNING)
+        order = np.lexsort((self.seq[rows], self.key[rows]))
+        return rows[order].tolist()
+
+    def rows_of_adapter(self, adapter_id: int) -> list[int]:
+        """Everyone who names it, waiting or running."""
+        return np.flatnonzero(
+            (self.status != Status.FREE) & (self.adapter_id == adapter_id)
+        ).tolist()
+
+    def rows(self) -> list[int]:
+        """Everyone, waiting or running."""
+        return np.flatnonzero(self.status != Status.FREE).tolist()
+
+    def next_deadline_s(self) -> float:
+        """Instant of the first deadline among all requests; inf: none."""
+        return float(self.deadline_s.min())
+
+    def enter(self, row: int, now_s: float) -> None:
+        """Waiting -> running."""
+        self.line.remove(row, *self.age(row))
+        self.status[row] = Status.RUNNING
+        if math.isnan(self.first_scheduled_s[row]):
+            self.first_scheduled_s[row] = now_s
+
+    def give_back(self, row: int) -> None:
+        """Running -> waiting under its old key; everything known is to be computed again."""
+        self.num_computed[row] = self.num_pages[row] = 0
+        self.num_preemptions[row] += 1
+        self._join_line(row)
+
+    def adapter_arrived(self, adapter_id: int, now_s: float) -> None:
+        """The adapter is resident: stop the load clock of those who wait for it."""
+        rows = self._unscheduled(adapter_id)
+        absent_s = now_s - self.absent_since_s[rows]
+        self.load_wait_s[rows] += np.where(np.isnan(absent_s), 0.0, absent_s)
+        self.absent_since_s[rows] = math.nan
+
+    def adapter_left(self, adapter_id: int, now_s: float) -> None:
+        """The adapter was evicted: start the load clock of those who wait for it."""
+        self.absent_since_s[self._unscheduled(adapter_id)] = now_s
+
+    def _unscheduled(self, adapter_id: int) -> NDArray[np.int64]:
+        rows = self.line.rows()
+        return rows[(self.adapter_id[rows] == adapter_id) & np.isnan(self.first_scheduled_s[rows])]
+
+    def _join_line(self, row: int) -> None:
+        self.status[row] = Status.WAITING
+        self.overtaken_s[row] = math.inf
+        self.line.insert(row, *self.age(row))
+
+    def _retry_after_s(self, now_s: float) -> float:
+        # Little's law: a line of n whose head has waited w gives up one place every w / n.
+        head = int(self.line.rows()[0])
+        waited_s = now_s - self.request(head).arrival_s
+        return min(max(waited_s / len(self.line), MIN_RETRY_S), MAX_RETRY_S)

@@ -1,0 +1,187 @@
+"""The seam between front end and engine: the messages, and the two ends of the pipe.
+
+One message per step each way: a list of commands down, one report up. Times inside are
+durations; instants never cross. The in-process pair (`local_seam`) serves tests and has the
+same two faces as the pair over a pipe. Knows no gRPC, no plans, no tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..adapters.image import ImageSpec
+from ..adapters.key import AdapterCard, AdapterKey
+from .errors import LorryError
+from .scheduling.records import RowTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request_id: int  # unique for the life of the front end
+    tenant: str
+    adapter: AdapterCard | None  # None: the base model
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    stop_ids: frozenset[int]  # a token among them ends the answer and is part of it
+    ttft_s: float  # the request's own bounds
+    tpot_s: float
+    timeout_s: float  # left of the client's deadline; inf: none
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Let go of a deleted or replaced adapter when its last user leaves.
+
+    No `Submit` that names this key may come after it: the front end resolves a name and submits
+    without waiting in between (rpc/registry.py), so that nobody brings a forgotten key back.
+    """
+
+    key: AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class AskStats:
+    query_id: int
+    pages: bool  # also the owner of every page
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Stop once this is read; open requests are answered with Draining."""
+
+
+Command = Submit | Cancel | Forget | AskStats | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """First message of an engine: what it serves."""
+
+    architecture: str
+    dtype: str
+    device: str
+    fingerprint: str
+    max_model_len: int
+    num_pages: int
+    page_bytes: int
+    tokens_per_page: int
+    image_spec: ImageSpec
+    self_proof: str  # one line: what was compared and the largest error
+    eos_ids: tuple[int, ...]
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """First message of an engine that cannot serve."""
+
+    error: LorryError
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    request_id: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    request_id: int
+    reason: str  # stop, length
+    num_prompt_tokens: int
+    num_new_tokens: int
+    timings: RowTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The request ended without a whole answer."""
+
+    request_id: int
+    error: Exception  # LorryError or AdapterError
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """No page and no host copy of this forgotten adapter is left: its files may go."""
+
+    key: AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentStats:
+    key: AdapterKey
+    num_pages: int
+    loading: bool
+    num_users: int  # requests that name it, waiting or running
+
+
+@dataclass(frozen=True, slots=True)
+class PageRunStats:
+    kind: str  # free, kv, adapter
+    count: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    num_running: int
+    num_waiting: int
+    pages_total: int
+    pages_free: int
+    pages_kv: int
+    pages_adapter: int
+    steps_total: int
+    tokens_prefill_total: int
+    tokens_decode_total: int
+    requests_finished_total: int
+    requests_failed_total: int
+    requests_cancelled_total: int
+    preemptions_total: int
+    adapter_loads_total: int
+    adapter_evictions_total: int
+    host_bytes: int
+    residents: tuple[ResidentStats, ...]
+    page_runs: tuple[PageRunStats, ...]  # empty unless asked for
+
+
+@dataclass(frozen=True, slots=True)
+class StatsAnswer:
+    query_id: int
+    stats: EngineStats
+
+
+Event = Progress | Finish | Reject | Released | StatsAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything one step has to say."""
+
+    events: tuple[Event, ...]
+
+
+class EngineEnd(Protocol):
+    """What the engine holds."""
+
+    def receive(self, timeout_s: float) -> list[Command]:
+        """All commands that wait; at most `timeout_s` for the first, 0 does not block.
+
+        Raises:
+            EOFError: the front end is gone.
+        """
+        ...
+
+    def send(self, report: Report) -> None: ...
+
+    def wake(self) -> None:
+        """From any thread: make a blocked `receive` return."""
+        ...

@@ -1,0 +1,121 @@
+"""An engine over fakes, with everything around it that a test wants to see."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorry.adapters.key import AdapterCard
+from lorry.server.engine import Engine, EngineParts
+from lorry.server.intake import Gate
+from lorry.server.memory.pool import Pool
+from lorry.server.memory.residency import Residency
+from lorry.server.scheduling.records import StepLimits
+from lorry.server.scheduling.state import SchedulerState
+from lorry.server.seam import Finish, Progress, Reject, Released, StatsAnswer, Submit
+from lorry.server.seam_ends import LocalEnd
+from lorry.tests.fakes import FakeClock, FakeHostTier, FakeLink, FakePages, FakeRunner
+
+PROMPT = (5, 6, 7)
+
+
+def submit(request_id: int, card: AdapterCard | None = None, **overrides: Any) -> Submit:
+    settings: dict[str, Any] = {
+        "request_id": request_id,
+        "tenant": "default",
+        "adapter": card,
+        "prompt_ids": PROMPT,
+        "max_new_tokens": 4,
+        "temperature": 0.0,
+        "seed": 0,
+        "stop_ids": frozenset[int](),
+        "ttft_s": 1.0,
+        "tpot_s": 1.0,
+        "timeout_s": math.inf,
+    }
+    return Submit(**{**settings, **overrides})
+
+
+@dataclass
+class Bench:
+    """An engine and everything around it that a test wants to see."""
+
+    engine: Engine
+    end: LocalEnd
+    pool: Pool
+    runner: FakeRunner
+    link: FakeLink
+    clock: FakeClock
+    host_tier: FakeHostTier
+    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    ended: dict[int, Finish | Exception] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
+    stats: list[Any] = field(default_factory=list)
+
+    def tell(self, *commands: Any) -> None:
+        for command in commands:
+            self.end.commands.put(command)
+
+    def step(self, times: int = 1) -> float:
+        patience_s = 0.0
+        for _ in range(times):
+            patience_s = self.engine.step()
+            self.clock.advance(0.01)
+            self._hear()
+        return patience_s
+
+    def run_dry(self, most: int = 500) -> None:
+        for _ in range(most):
+            if math.isinf(self.step()):
+                stats = self.engine.stats(pages=False)
+                assert stats.num_running == stats.num_waiting == 0, "it sleeps over its work"
+                return
+        raise AssertionError(f"still busy after {most} steps")
+
+    def _hear(self) -> None:
+        while not self.end.reports.empty():
+            for event in self.end.reports.get().events:
+                match event:
+                    case Progress():
+                        self.tokens[event.request_id] += event.token_ids
+                    case Finish():
+                        self.ended[event.request_id] = event
+                    case Reject():
+                        self.ended[event.request_id] = event.error
+                    case Released():
+                        self.released.append(event.key.name)
+                    case StatsAnswer():
+                        self.stats.append(event.stats)
+
+
+def make_bench(
+    *,
+    num_pages: int = 32,
+    max_running: int = 8,
+    max_waiting: int = 100,
+    max_step_tokens: int = 64,
+    instant: bool = True,
+    runner_kind: type[FakeRunner] = FakeRunner,
+) -> Bench:
+    end, clock, pages = LocalEnd(), FakeClock(), FakePages()
+    runner = runner_kind(pages, tokens_per_page=4)
+    link = FakeLink(pages, instant=instant)
+    host_tier, pool = FakeHostTier(), Pool(num_pages, on_free=pages.poison)
+    engine = Engine(
+        EngineParts(
+            end=end,
+            state=SchedulerState(max_running, max_waiting),
+            pool=pool,
+            residency=Residency(pool, link, max_slots=num_pages),
+            link=link,
+            host_tier=host_tier,
+            runner=runner,
+            limits=StepLimits(max_running=max_running, max_step_tokens=max_step_tokens),
+            gate=Gate(num_pages=num_pages, tokens_per_page=4, max_model_len=256, max_rank=256),
+            clock=clock,
+            audits=True,
+        )
+    )
+    return Bench(engine, end, pool, runner, link, clock, host_tier)

@@ -1,0 +1,221 @@
+"""Fakes of the seams: a clock, memory, a runner, a link and a host tier that a test can steer.
+
+Each keeps the contract of the real thing (tests/server/test_contracts.py drives both through the
+same assertions) and records what it was asked. `FakePages` stands for the pool's bytes: the link
+writes adapters into it, the runner reads them and keeps its KV there, so a wrong page shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from zlib import crc32
+
+from lorry.adapters.errors import AdapterLoadFailed
+from lorry.adapters.host_tier import HostTierStats
+from lorry.adapters.image import ImageLayout
+from lorry.adapters.key import AdapterCard, AdapterKey
+from lorry.server.execution.batch import StepResult, StepRow
+from lorry.server.memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
+
+NUM_LAYERS = 3  # of the model that the fake link loads for
+BASE = "base"
+
+
+class FakeClock:
+    """Time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.time_s = 100.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def advance(self, seconds: float) -> None:
+        self.time_s += seconds
+
+
+@dataclass
+class FakePages:
+    """What lies in each page: part of an adapter's image, or tokens by their place in the page."""
+
+    images: dict[int, tuple[str, int]] = field(default_factory=dict)  # page -> adapter, its part
+    kv: dict[int, dict[int, tuple[int, str]]] = field(default_factory=dict)  # -> token, adapter
+
+    def write_image(self, key: AdapterKey, pages: Sequence[int]) -> None:
+        for part, page in enumerate(pages):
+            self.kv.pop(page, None)
+            self.images[page] = (str(key), part)
+
+    def poison(self, pages: Sequence[int]) -> None:
+        """Pages that belong to nobody: whoever reads them finds nothing."""
+        for page in pages:
+            self.images.pop(page, None)
+            self.kv.pop(page, None)
+
+
+def fake_token(adapter: str, tokens: Sequence[int]) -> int:
+    """The token after these, by the base or an adapter (its key's text): 1000 to 1996."""
+    return 1000 + crc32(repr((adapter, list(tokens))).encode()) % 997
+
+
+def fake_answer(prompt_ids: Sequence[int], count: int, card: AdapterCard | None = None):
+    """What a request gets that is alone, in memory without end."""
+    known = list(prompt_ids)
+    for _ in range(count):
+        known.append(fake_token(str(card.key) if card else BASE, known))
+    return known[len(prompt_ids) :]
+
+
+class FakeRunner:
+    """Token = f(adapter in the slot's pages, tokens in the row's pages).
+
+    Remembers the rows of every step, which slots hold what, and the token sampled last by row.
+    """
+
+    def __init__(self, pages: FakePages | None = None, *, tokens_per_page: int = 4) -> None:
+        self.pages = pages or FakePages()
+        self.tokens_per_page = tokens_per_page
+        self.steps: list[list[StepRow]] = []
+        self.attached: dict[int, tuple[int, ...]] = {}
+        self._last_token: dict[int, int] = {}
+
+    def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
+        assert slot not in self.attached, f"slot {slot} is attached already"
+        assert len(pages) == layout.num_pages
+        self.attached[slot] = tuple(pages)
+
+    def detach(self, slot: int) -> None:
+        del self.attached[slot]
+
+    def run(self, rows: Sequence[StepRow]) -> StepResult:
+        self.steps.append(list(rows))
+        # Everyone writes before anyone reads, as a layer of the real one does.
+        for row in rows:
+            self._write(row)
+        tokens = {row.row: fake_token(*self._read(row)) for row in rows if row.sample}
+        self._last_token.update(tokens)
+        return StepResult(tokens)
+
+    def _write(self, row: StepRow) -> None:
+        adapter = self._adapter(row.adapter_slot)
+        fed = list(row.token_ids) or [self._last_token[row.row]]
+        assert len(fed) == row.num_tokens
+        for position, token in enumerate(fed, row.start):
+            page, offset = row.pages[position // self.tokens_per_page], self._offset(position)
+            assert page not in self.pages.images, f"row {row.row} writes over an adapter's {page}"
+            if offset == 0:
+                self.pages.kv[page] = {}
+            self.pages.kv.setdefault(page, {})[offset] = (token, adapter)
+
+    def _read(self, row: StepRow) -> tuple[str, list[int]]:
+        adapter, tokens = self._adapter(row.adapter_slot), list[int]()
+        for position in range(row.start + row.num_tokens):
+            page = row.pages[position // self.tokens_per_page]
+            cell = self.pages.kv.get(page, {}).get(self._offset(position))
+            assert cell is not None, f"row {row.row} reads page {page}, position {position}: NaN"
+            assert cell[1] == adapter, f"row {row.row} meets KV of {cell[1]}, it is of {adapter}"
+            tokens.append(cell[0])
+        return adapter, tokens
+
+    def _offset(self, position: int) -> int:
+        return position % self.tokens_per_page
+
+    def _adapter(self, slot: int) -> str:
+        if slot == -1:
+            return BASE
+        parts = [self.pages.images.get(page, ("nothing", 0)) for page in self.attached[slot]]
+        names = {name for name, _ in parts}
+        whole = len(names) == 1 and [part for _, part in parts] == list(range(len(parts)))
+        assert whole, f"slot {slot} holds {parts}"
+        return names.pop()
+
+
+class FakeLink:
+    """Holds its loads until a test lands or fails them; with `instant` none is held."""
+
+    def __init__(self, pages: FakePages | None = None, *, instant: bool = False) -> None:
+        self.instant = instant
+        self.started: list[LoadOrder] = []
+        self.orders: dict[int, LoadOrder] = {}  # under way, by load_id
+        self._pages = pages or FakePages()
+        self._layers: dict[int, int] = {}
+        self._events: list[LinkEvent] = []
+
+    def start(self, order: LoadOrder) -> None:
+        self.started.append(order)
+        self.orders[order.load_id] = order
+        self._layers[order.load_id] = 0
+        if self.instant:
+            self.finish(order.load_id)
+
+    def poll(self) -> list[LinkEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self.orders.clear()
+
+    def land_layer(self, load_id: int) -> bool:
+        """False: that was the last one, the load is over."""
+        layer = self._layers[load_id]
+        if layer < NUM_LAYERS:
+            self._layers[load_id] += 1
+            self._events.append(LayerLanded(load_id, layer))
+            return True
+        order = self.orders.pop(load_id)
+        self._pages.write_image(order.card.key, order.pages)
+        self._events.append(Loaded(load_id, make_layout(order.card.num_pages)))
+        return False
+
+    def finish(self, load_id: int) -> None:
+        while self.land_layer(load_id):
+            pass
+
+    def fail(self, load_id: int) -> None:
+        name = self.orders.pop(load_id).card.key.name
+        self._events.append(LoadFailed(load_id, AdapterLoadFailed(f"no {name}", name=name)))
+
+
+class FakeHostTier:
+    """Holds nothing; remembers who was forgotten."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[AdapterKey] = []
+
+    def forget(self, key: AdapterKey) -> None:
+        self.forgotten.append(key)
+
+    def stats(self) -> HostTierStats:
+        return HostTierStats(bytes=0, capacity_bytes=0, items=0, hits=0, misses=0)
+
+
+def make_key(name: str = "a", *, version: int = 1) -> AdapterKey:
+    return AdapterKey("default", name, version, content_hash=f"hash-{name}-{version}")
+
+
+def make_card(
+    name: str = "a",
+    *,
+    num_pages: int = 2,
+    version: int = 1,
+    image_path: Path = Path("nowhere"),
+) -> AdapterCard:
+    """Without files behind it, unless the test has written an image."""
+    return AdapterCard(
+        key=make_key(name, version=version),
+        size_bytes=1,
+        max_rank=8,
+        num_pages=num_pages,
+        weight_bytes=1,
+        target_modules=("q_proj",),
+        created_unix_s=0.0,
+        rounding_error=0.0,
+        notes=(),
+        image_path=image_path,
+    )
+
+
+def make_layout(num_pages: int = 2) -> ImageLayout:
+    return ImageLayout(num_pages, 512, sites=(), landed_pages=(num_pages,), used_elements=0)

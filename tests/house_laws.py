@@ -1,0 +1,108 @@
+"""The laws of the house as tables: who may import whom, and the few files with a right of
+their own. Read by `test_house.py`, which knows how to look; changed when a room is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_FILE_LINES = 400
+MAX_MEDIAN_LINES = 200
+MAX_FUNCTION_LINES = 60
+# (path, function) -> why it may be longer.
+LONG_FUNCTIONS = {("server/cli_serve.py", "serve"): "a flag for each field of the configuration"}
+
+GRPC = frozenset({"grpc", "grpc_health", "grpc_reflection", "grpc_status", "google"})
+MODEL = frozenset({"torch", "transformers", "safetensors", "peft", "numpy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a room may import besides itself and the standard library."""
+
+    # Third-party packages.
+    outside: frozenset[str] = frozenset()
+    # Paths of our rooms or of single files.
+    rooms: frozenset[str] = frozenset()
+
+
+def may(outside: frozenset[str] | set[str] = frozenset(), *rooms: str) -> Allowed:
+    return Allowed(frozenset(outside), frozenset(rooms))
+
+
+# The loop and its helpers: neither the outside's protocols nor a library of numbers.
+ENGINE = may(
+    set(),
+    "adapters",
+    "server/scheduling",
+    "server/memory",
+    "server/execution",
+    "server/errors.py",
+    "server/clock.py",
+    "server/config.py",
+    "server/seam.py",
+    "server/intake.py",
+    "server/assembly.py",
+    "server/stats.py",
+)
+
+ALLOWED = {
+    "__init__.py": may(set(), "proto"),
+    "proto": may({*GRPC, "grpc_tools"}, "__init__.py"),
+    "kernels": may({"torch", "triton"}),
+    "adapters": may({"torch", "safetensors", "peft", "transformers"}, "proto"),
+    "server/scheduling": may({"numpy"}, "server/errors.py", "server/config.py"),
+    "server/memory": may({"numpy"}, "server/scheduling/records.py", "adapters", "server/errors.py"),
+    "server/execution": may(
+        MODEL,
+        "kernels",
+        "adapters",
+        "server/scheduling/records.py",
+        "server/memory",
+        "server/errors.py",
+        "server/config.py",
+        "server/clock.py",
+    ),
+    "server/rpc": may(
+        {*GRPC, "tokenizers", "transformers"},
+        "__init__.py",
+        "proto",
+        "adapters/errors.py",
+        "adapters/image.py",
+        "adapters/key.py",
+        "adapters/names.py",
+        "server/errors.py",
+        "server/config.py",
+        "server/clock.py",
+        "server/seam.py",
+        "server/store_messages.py",
+    ),
+    "server/errors.py": may(),
+    "server/clock.py": may(),
+    "server/config.py": may(set(), "server/errors.py"),
+    "server/seam.py": may(set(), "adapters", "server/errors.py", "server/scheduling/records.py"),
+    "server/seam_ends.py": may(set(), "server/seam.py"),
+    "server/store_messages.py": may(set(), "adapters", "server/errors.py"),
+    "server/engine.py": ENGINE,
+    "server/intake.py": ENGINE,
+    "server/assembly.py": ENGINE,
+    "server/stats.py": ENGINE,
+    "bench": may({*MODEL, *GRPC, "tokenizers", "rich", "typer", "triton", "psutil"}, "*"),
+}
+# Any other file of `server` joins rooms, and may name all of them but the bench.
+JOINT = may({*GRPC, "torch", "typer", "rich", "prometheus_client"}, "*")
+
+# The one import by name: `lorry bench NAME` starts what stands above everything.
+IMPORTS_BY_NAME = {"server/cli.py": "loads lorry.bench only when a bench is asked for"}
+CLOCK_READS = {
+    "time.time",
+    "time.time_ns",
+    "time.monotonic",
+    "time.monotonic_ns",
+    "time.perf_counter",
+    "time.perf_counter_ns",
+    "datetime.now",
+    "datetime.datetime.now",
+}
+ENVIRONMENT_READS = {"os.environ", "os.environb", "os.getenv"}
+MAY_READ_ENVIRONMENT = {"server/config.py"}

@@ -1,0 +1,214 @@
+"""sgmv_shrink and sgmv_expand: both backends against dense mathematics."""
+
+import pytest
+import torch
+
+from lorry.kernels.lora import (
+    FactorTiles,
+    LoraTable,
+    LoraWork,
+    Segment,
+    SiteShape,
+    choose_backend,
+    sgmv_expand,
+    sgmv_shrink,
+)
+from lorry.tests.kernels_builders import LoraPool, assert_close
+
+RANKS = [1, 4, 5, 8, 12, 16, 24, 64]
+BACKENDS = ["reference", "cpu"]
+
+
+def run(
+    pool: LoraPool,
+    segments: list[Segment],
+    hidden_TI: torch.Tensor,
+    base_TO: torch.Tensor,
+    name: str,
+) -> torch.Tensor:
+    work = LoraWork(pool.table, segments)
+    backend = choose_backend(name)
+    # What the operators leave alone is NaN: reading it would show.
+    shrunk_TR = torch.full((len(hidden_TI), max(work.max_rank, 1)), torch.nan)
+    out_TO = base_TO.clone()
+    sgmv_shrink(hidden_TI, pool.pool_PE, work, site=0, out_TR=shrunk_TR, backend=backend)
+    sgmv_expand(shrunk_TR, pool.pool_PE, work, site=0, out_TO=out_TO, backend=backend)
+    return out_TO
+
+
+def cut(lens: list[int], slots: list[int]) -> list[Segment]:
+    ends = [sum(lens[: i + 1]) for i in range(len(lens))]
+    return [Segment(e - n, e, s) for e, n, s in zip(ends, lens, slots, strict=True)]
+
+
+CASES = {
+    "T1-one-token": ([1], [3]),
+    "T19-one-for-all": ([19], [7]),
+    "T8-all-different": ([1] * 8, list(range(8))),
+    "T63-mixed-ranks": ([7, 1, 15, 8, 9, 3, 16, 4], [5, 0, 7, 1, 6, 2, 4, 3]),
+    "T12-base-rows": ([4, 3, 5], [-1, 2, -1]),
+    "T9-empty-segment": ([4, 0, 5], [6, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("widths", [(128, 96), (100, 1536), (1536, 36)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_dense_mathematics(case: str, widths: tuple[int, int], backend: str) -> None:
+    """Ranks, widths, tiles and segments of any kind give base + (x A^T) B^T * scale."""
+    pool = LoraPool(RANKS, in_width=widths[0], out_width=widths[1])
+    segments = cut(*CASES[case])
+    hidden, base = (
+        pool.random(segments[-1].end, widths[0]),
+        pool.random(segments[-1].end, widths[1]),
+    )
+    out = run(pool, segments, hidden, base, backend)
+    assert_close(out, pool.dense_output(hidden, base, segments))
+    if any(segment.slot >= 0 for segment in segments):
+        assert (out - base).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_low_precision_rounds_once(backend: str, dtype: torch.dtype) -> None:
+    """Sums are made in fp32: the result is the exact one, rounded to the model's dtype."""
+    pool = LoraPool(RANKS, dtype=dtype)
+    segments = cut(*CASES["T63-mixed-ranks"])
+    hidden, base = pool.random(63, 128), pool.random(63, 96)
+    out = run(pool, segments, hidden, base, backend)
+    exact = pool.dense_output(hidden, base, segments)
+    # Half a unit in the last place of the result is what one rounding may cost.
+    allowed = exact.abs() * torch.finfo(dtype).eps * 0.51 + 1e-6
+    assert ((out.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_adapter_keep_every_bit(backend: str) -> None:
+    """A base row in a batch full of adapters is the base's: not one bit of it may change."""
+    pool = LoraPool(RANKS)
+    segments = [Segment(2, 5, 1), Segment(5, 6, -1), Segment(8, 9, 7)]
+    hidden, base = pool.random(12, 128), pool.random(12, 96)
+    out = run(pool, segments, hidden, base, backend)
+    untouched = [0, 1, 5, 6, 7, 9, 10, 11]
+    assert torch.equal(out[untouched], base[untouched])
+    assert not torch.equal(out[[2, 8]], base[[2, 8]])
+
+
+def test_a_row_alone_equals_the_same_row_in_a_mixed_batch() -> None:
+    """A request's numbers must not depend on who shares the batch (anchor 27)."""
+    pool = LoraPool(RANKS)
+    segments = cut([1] * 8, list(range(8)))
+    hidden, base = pool.random(8, 128), pool.random(8, 96)
+    together = run(pool, segments, hidden, base, "cpu")
+    for i in range(8):
+        alone = run(pool, [Segment(0, 1, i)], hidden[i : i + 1], base[i : i + 1], "cpu")
+        assert_close(alone[0], together[i])
+
+
+def test_a_slot_that_lacks_the_site_is_left_alone() -> None:
+    """Adapters with a subset of modules work: the other sites are the base's (anchor 31)."""
+    pool = LoraPool([8])
+    work = LoraWork(pool.table, [Segment(0, 3, 0)])
+    base = pool.random(3, 96)
+    out, shrunk = base.clone(), torch.zeros(3, 8)
+    backend = choose_backend("cpu")
+    sgmv_shrink(pool.random(3, 128), pool.pool_PE, work, site=1, out_TR=shrunk, backend=backend)
+    sgmv_expand(shrunk, pool.pool_PE, work, site=1, out_TO=out, backend=backend)
+    assert torch.equal(out, base)
+    assert torch.equal(shrunk, torch.zeros(3, 8))
+
+
+def test_zeroed_pages_and_new_tenants_show_at_once() -> None:
+    """The serving path keeps views, never copies: it reads what the pages hold now."""
+    pool = LoraPool([8, 24])
+    hidden, base = pool.random(3, 128), pool.random(3, 96)
+    backend = choose_backend("cpu")
+
+    def out_of_slot_0() -> torch.Tensor:
+        work = LoraWork(pool.table, [Segment(0, 3, 0)])
+        shrunk, out = torch.zeros(3, 24), base.clone()
+        sgmv_shrink(hidden, pool.pool_PE, work, site=0, out_TR=shrunk, backend=backend)
+        sgmv_expand(shrunk, pool.pool_PE, work, site=0, out_TO=out, backend=backend)
+        return out
+
+    assert not torch.equal(out_of_slot_0(), base)
+    # The slot is given to another adapter: views of the old one must not be found again.
+    tiles = pool.table.factors(1)
+    pool.table.detach(0)
+    pool.table.attach(0, tiles)
+    assert_close(out_of_slot_0(), pool.dense_output(hidden, base, [Segment(0, 3, 1)]))
+    pool.pool_PE.zero_()
+    assert torch.equal(out_of_slot_0(), base)
+
+
+def test_adjoining_tiles_are_read_as_one() -> None:
+    """Rank blocks that follow each other are merged; the numbers must stay the same."""
+    table = LoraTable([SiteShape(32, 32)], tile_cols=32, pool_elements=8 * 512)
+    # A of rank 40: two adjoining blocks, then a gap; B: all three adjoin.
+    tiles = FactorTiles(40, 1.5, torch.tensor([0, 512, 2048]), torch.tensor([2560, 3072, 3584]))
+    table.attach(0, {0: tiles})
+    pool_PE = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    outs = []
+    for name in BACKENDS:
+        work, shrunk, out = (
+            LoraWork(table, [Segment(0, 5, 0)]),
+            torch.zeros(5, 40),
+            torch.zeros(5, 32),
+        )
+        backend = choose_backend(name)
+        sgmv_shrink(hidden, pool_PE, work, site=0, out_TR=shrunk, backend=backend)
+        sgmv_expand(shrunk, pool_PE, work, site=0, out_TO=out, backend=backend)
+        outs.append(out)
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-3)
+
+
+def test_wrong_arguments_are_refused_by_name() -> None:
+    """A wrong stride, width or dtype would be wrong numbers without a word."""
+    pool = LoraPool([8])
+    work = LoraWork(pool.table, [Segment(0, 3, 0)])
+    good, backend = pool.random(3, 128), choose_backend("cpu")
+
+    def shrink(hidden: torch.Tensor, out: torch.Tensor) -> None:
+        sgmv_shrink(hidden, pool.pool_PE, work, site=0, out_TR=out, backend=backend)
+
+    with pytest.raises(ValueError, match="contiguous"):
+        shrink(pool.random(128, 3).T, torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="width 128"):
+        shrink(pool.random(3, 127), torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="rows"):
+        shrink(pool.random(2, 128), torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="largest rank, 8"):
+        shrink(good, torch.zeros(3, 7))
+    with pytest.raises(ValueError, match="must agree"):
+        shrink(good.double(), torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="float32"):
+        shrink(good, torch.zeros(3, 8, dtype=torch.float64))
+
+
+def test_a_table_refuses_tiles_that_cannot_be() -> None:
+    """A tile outside the pool, or one too few, would read somebody else's pages."""
+    table = LoraTable([SiteShape(32, 32)] * 2, tile_cols=32, pool_elements=1024)
+    good = torch.tensor([512])
+    whole = FactorTiles(16, 1.0, torch.tensor([0]), good)
+
+    def attach(rank: int, a: list[int], b: list[int], site: int = 1) -> None:
+        tiles = FactorTiles(rank, 1.0, torch.tensor(a).long(), torch.tensor(b).long())
+        table.attach(0, {0: whole, site: tiles})
+
+    with pytest.raises(ValueError, match=r"site 1: a tile of B .* ends at element 1536"):
+        attach(16, [0], [1024])
+    with pytest.raises(ValueError, match="a tile of A from element -1 "):
+        attach(16, [-1], [0])
+    with pytest.raises(ValueError, match="A of rank 17 has 1 tiles; 2 are needed"):
+        attach(17, [0], [512])
+    with pytest.raises(ValueError, match="rank is 0"):
+        attach(0, [], [])
+    with pytest.raises(ValueError, match="there are 2"):
+        attach(16, [0], [512], site=2)
+    with pytest.raises(ValueError, match="slot 0 holds no adapter"):
+        LoraWork(table, [Segment(0, 1, 0)])
+    # The last row of a tile ends where its columns do: it may touch the pool's end.
+    attach(16, [0], [512])
+    with pytest.raises(ValueError, match="overlaps"):
+        LoraWork(table, [Segment(0, 2, -1), Segment(1, 3, -1)])

@@ -1,0 +1,50 @@
+"""The names others may rely on; a name added or lost here is a decision, not an accident."""
+
+import importlib
+
+import pytest
+
+import lorry
+
+EXPORTED = {
+    "lorry": ["AsyncClient", "Client", "__version__"],
+    "lorry.kernels.lora": [
+        "TILE_ROWS",
+        "FactorTiles",
+        "LoraBackend",
+        "LoraTable",
+        "LoraWork",
+        "Segment",
+        "SiteShape",
+        "choose_backend",
+        "num_tiles",
+        "row_stride",
+        "sgmv_expand",
+        "sgmv_shrink",
+    ],
+    "lorry.kernels.attention": [
+        "AttentionBackend",
+        "AttentionOptions",
+        "AttentionWork",
+        "choose_backend",
+        "clear_fresh",
+        "paged_attention",
+        "view_kv",
+        "write_kv",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_members(name: str) -> None:
+    """Users import these by name; each must be there and no other be promised."""
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == sorted(EXPORTED[name])
+    for member in module.__all__:
+        assert getattr(module, member) is not None
+
+
+def test_unknown_member_is_an_attribute_error() -> None:
+    """The root fetches its clients lazily; a misspelt name must not come back as None."""
+    with pytest.raises(AttributeError, match="Clint"):
+        _ = lorry.Clint  # type: ignore[attr-defined]
