@@ -6,7 +6,6 @@ the pipe to the front end ends. Signals and logging were set up by children.py.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from multiprocessing.connection import Connection
@@ -16,14 +15,15 @@ from .clock import MonotonicClock
 from .config import SchedulingConfig, ServerConfig
 from .engine import Engine, EngineParts
 from .errors import LorryError
+from .execution.info import EngineInfo
 from .execution.link import PoolLink
-from .execution.runner import Runner, RunnerInfo, load_runner
+from .execution.runner import Runner, load_runner
 from .intake import Gate
 from .memory.pool import Pool
 from .memory.residency import Residency
 from .scheduling.records import StepLimits
 from .scheduling.state import SchedulerState
-from .seam import EngineEnd, EngineInfo, StartFailed
+from .seam import EngineEnd, StartFailed
 from .seam_ends import PipeEnd
 
 # The kernels' table has a line per slot; more adapters than this in the pool at once would
@@ -41,7 +41,7 @@ def run_engine(conn: Connection, config: ServerConfig) -> None:
         conn.send(StartFailed(error))
         return
     engine = build_engine(PipeEnd(conn), runner, config)
-    conn.send(_engine_info(runner.info()))
+    conn.send(runner.info())
     _log.info("the engine is up in process %d", os.getpid())
     engine.run()
 
@@ -83,12 +83,7 @@ def _step_limits(config: SchedulingConfig) -> StepLimits:
     )
 
 
-def _engine_info(info: RunnerInfo) -> EngineInfo:
-    """Field by field: the two records differ only in the room they belong to."""
-    return EngineInfo(**{f.name: getattr(info, f.name) for f in dataclasses.fields(info)})
-
-
-def _gate(info: RunnerInfo, config: ServerConfig) -> Gate:
+def _gate(info: EngineInfo, config: ServerConfig) -> Gate:
     return Gate(
         num_pages=info.num_pages,
         tokens_per_page=info.tokens_per_page,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..adapters.image import ImageSpec
 from ..adapters.key import AdapterCard, AdapterKey
 from .errors import LorryError
+from .execution.info import EngineInfo
 from .scheduling.records import RowTimings
 
 
@@ -62,28 +62,13 @@ Command = Submit | Cancel | Forget | AskStats | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """First message of an engine: what it serves."""
-
-    architecture: str
-    dtype: str
-    device: str
-    fingerprint: str
-    max_model_len: int
-    num_pages: int
-    page_bytes: int
-    tokens_per_page: int
-    image_spec: ImageSpec
-    self_proof: str  # one line: what was compared and the largest error
-    eos_ids: tuple[int, ...]
-    vocab_size: int
-
-
-@dataclass(frozen=True, slots=True)
 class StartFailed:
     """First message of an engine that cannot serve."""
 
     error: LorryError
+
+
+FirstMessage = EngineInfo | StartFailed
 
 
 @dataclass(frozen=True, slots=True)

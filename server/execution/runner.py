@@ -9,14 +9,14 @@ know plans, policies or owners of pages. Called by the engine once per step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...adapters.image import ImageLayout, ImageSpec
+from ...adapters.image import ImageLayout
 from ..config import ServerConfig
 from .batch import StepBuffers, StepCapacity, StepResult, StepRow, build_batch
+from .info import EngineInfo
 from .model import LoadedModel, load_model
 from .paged_model import PagedModel
 from .pool_size import choose_num_pages
@@ -25,24 +25,6 @@ from .selfproof import prove
 from .threads import choose_num_threads
 
 TAIL_TOKENS = 64  # a chunk at the longest context, in the warm-up
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerInfo:
-    """What is served; the engine passes it on as `EngineInfo`, field by field."""
-
-    architecture: str
-    dtype: str
-    device: str
-    fingerprint: str
-    max_model_len: int
-    num_pages: int
-    page_bytes: int
-    tokens_per_page: int
-    image_spec: ImageSpec
-    self_proof: str
-    eos_ids: tuple[int, ...]
-    vocab_size: int
 
 
 class Runner:
@@ -133,9 +115,9 @@ class Runner:
         first, *others = self._largest_step()
         return [min(first, TAIL_TOKENS), *(1 for _ in others)]
 
-    def info(self) -> RunnerInfo:
+    def info(self) -> EngineInfo:
         loaded, geometry = self._loaded, self._loaded.geometry
-        return RunnerInfo(
+        return EngineInfo(
             architecture=loaded.architecture,
             dtype=loaded.image_spec.dtype,
             device=str(loaded.device),
