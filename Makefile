@@ -18,7 +18,7 @@ HAS_CUDA := import sys, torch; sys.exit(not torch.cuda.is_available())
 LINKED := build/path
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check fmt readme bench gpu clean
+.PHONY: help demo test exact soak storm check fmt readme bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,11 +26,18 @@ help: ## list the targets
 demo: $(INSTALLED) ## upload the zoo's adapters, send 64 requests at once, compare with PEFT
 	@$(BIN)/lorry bench demo
 
-test: $(INSTALLED) ## run all tests that this machine can run
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## run all tests that this machine can run, on WORKERS=2 cores
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadscope --no-loadscope-reorder
+
+exact: $(INSTALLED) ## every architecture and precision, and random configs, against PEFT
+	@$(BIN)/python -P -m lorry.bench.exactness
+	@$(BIN)/python -P -m lorry.bench.exactness.configs
 
 soak: $(INSTALLED) ## random lives of the engine against PEFT, for MINUTES=5
 	@$(BIN)/python -P -m lorry.bench.fuzz --minutes $(or $(MINUTES),5)
+
+storm: $(INSTALLED) ## cancels, deadlines, disconnects and kills, CASES=1000 of them from SEED=0
+	@$(BIN)/python -P -m lorry.bench.storm --cases $(or $(CASES),1000) --seed $(or $(SEED),0)
 
 check: $(INSTALLED) $(NODE) ## ruff, pyright, generated code compared, the laws of the house
 	@$(BIN)/ruff check .
@@ -47,12 +54,12 @@ fmt: $(INSTALLED) ## write the code as ruff would
 readme: $(INSTALLED) ## fill README.md's tables and tree from the code and the results
 	@$(BIN)/python -m lorry.bench.readme
 
-bench: $(INSTALLED) ## measure tokens per second on the zoo, beside PEFT
+bench: $(INSTALLED) ## tokens per second of a 125 M Llama, beside transformers and PEFT
 	@$(BIN)/lorry bench throughput
 
 # On a CUDA machine the Python at hand holds a torch that fits its driver, and there may be no
 # network: nothing is installed but the project itself, and that only linked.
-gpu: ## the demo and a parity test on a CUDA device; elsewhere says that there is none
+gpu: ## the demo, a parity test and the bench on a CUDA device; elsewhere says that there is none
 	@if ! python3 -c '$(HAS_CUDA)' 2>/dev/null; then \
 		echo "make gpu: no GPU here (python3 has no torch that sees a CUDA device); nothing was run"; \
 		exit 0; \
@@ -67,7 +74,8 @@ gpu: ## the demo and a parity test on a CUDA device; elsewhere says that there i
 	results="$${OUT:-build}"; \
 	mkdir -p "$$results"; \
 	python3 -c '$(LORRY)' bench demo --device cuda --result "$$results/demo-cuda.json"; \
-	python3 -m pytest -m gpu tests/execution
+	python3 -m pytest -m gpu tests/execution; \
+	python3 -c '$(LORRY)' bench throughput --device cuda --result "$$results/throughput-cuda.json"
 
 clean: ## remove the environment, caches and built files
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

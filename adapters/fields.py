@@ -56,6 +56,10 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _is_flag(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
 def _is_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
@@ -112,9 +116,16 @@ def _is_table(accepts: Callable[[object], bool]) -> Callable[[object], bool]:
     return check
 
 
+# Ways to start A and B that leave the base's own weights as they are: EVA takes A from the data,
+# MiCA takes B from the base, and both save what came of it.
+_FRESH_STARTS = ("gaussian", "orthogonal", "eva", "mica")
+
+
 def _is_fresh_start(value: object) -> bool:
-    """Ways to start A and B that leave the base's own weights as they are."""
-    return value is None or _is_bool(value) or value in ("gaussian", "orthogonal")
+    if isinstance(value, str):
+        # PEFT knows these two in any case, the others as they are.
+        return value in _FRESH_STARTS or value.lower() in ("gaussian", "mica")
+    return value is None or _is_bool(value)
 
 
 def _is_causal_lm(value: object) -> bool:
@@ -138,6 +149,8 @@ _LAYER_NAMES = f"text or a list of at most {MAX_PATTERNS} texts"
 _TEXT = "text or null"
 _NULL = "null"
 _FALSE = "false"
+_OBJECT = "an object or null"
+_INIT = "details of init_lora_weights, which decides"
 
 FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
     {
@@ -156,35 +169,38 @@ FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
         "alpha_pattern": _applied(
             _is_table(_is_number), f"at most {MAX_PATTERNS} numbers", "alphas by module"
         ),
+        "fan_in_fan_out": _applied(
+            _is_flag, "true, false or null", "how PEFT merges; it corrects it module by module"
+        ),
         "peft_type": _harmless(lambda value: value == "LORA", "LORA", "the method"),
         "task_type": _harmless(_is_causal_lm, "CAUSAL_LM or null", "the head of the model"),
         "peft_version": _harmless(_is_text, _TEXT, "who wrote the file"),
-        "auto_mapping": _harmless(_is_object, "an object or null", "how PEFT finds the base"),
+        "auto_mapping": _harmless(_is_object, _OBJECT, "how PEFT finds the base"),
         "base_model_name_or_path": _harmless(_is_text, _TEXT, "a name; sites and shapes decide"),
         "revision": _harmless(_is_text, _TEXT, "of the base's name"),
         "inference_mode": _harmless(_is_bool, "true or false", "whether weights are frozen"),
         "lora_dropout": _harmless(_is_number, "a number", "acts in training alone"),
         "init_lora_weights": _harmless(
             _is_fresh_start,
-            'true, false, null, "gaussian" or "orthogonal"',
-            "the other ways change the base's own weights or depend on data",
+            'true, false, null, "gaussian", "orthogonal", "eva" or "mica"',
+            "the other ways train against a changed base; PiSSA, OLoRA, CorDA and LoRA-GA can be "
+            "saved as plain LoRA: save_pretrained(path_initial_model_for_weight_conversion=...)",
         ),
+        "loftq_config": _harmless(_is_object, _OBJECT, _INIT),
+        "eva_config": _harmless(_is_object, _OBJECT, _INIT),
+        "corda_config": _harmless(_is_object, _OBJECT, _INIT),
+        "lora_ga_config": _harmless(_is_object, _OBJECT, _INIT),
         "qalora_group_size": _harmless(_is_int, "an integer", "read with use_qalora alone"),
         "megatron_core": _harmless(_is_text, _TEXT, "read with megatron_config alone"),
-        "runtime_config": _harmless(_is_object, "an object or null", "PEFT drops it on loading"),
+        "runtime_config": _harmless(_is_object, _OBJECT, "PEFT drops it on loading"),
         "use_dora": _refused(_is_false, _FALSE, "DoRA also rescales the base's weights"),
         "bias": _refused(lambda value: value in (None, "none"), '"none"', "trains base biases"),
         "lora_bias": _refused(_is_false, _FALSE, "adds a bias to B"),
         "modules_to_save": _refused(_is_empty, _NULL, "replaces whole modules of the base"),
-        "fan_in_fan_out": _refused(_is_false, _FALSE, "weights stored as (in, out)"),
         "trainable_token_indices": _refused(_is_null, _NULL, "changes rows of the embedding"),
         "layer_replication": _refused(_is_empty, _NULL, "repeats layers of the base"),
         "target_parameters": _refused(_is_empty, _NULL, "adapts parameters, not modules"),
         "megatron_config": _refused(_is_null, _NULL, "parallel linears of Megatron"),
-        "loftq_config": _refused(_is_empty, "null or {}", "quantizes the base"),
-        "eva_config": _refused(_is_null, _NULL, "initialisation from data"),
-        "corda_config": _refused(_is_null, _NULL, "changes the base's own weights"),
-        "lora_ga_config": _refused(_is_null, _NULL, "changes the base's own weights"),
         "velora_config": _refused(_is_null, _NULL, "another LoRA variant"),
         "alora_invocation_tokens": _refused(_is_null, _NULL, "acts after certain tokens only"),
         "use_qalora": _refused(_is_false, _FALSE, "pools the input in groups"),
@@ -193,6 +209,15 @@ FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
         "arrow_config": _refused(_is_null, _NULL, "routes among adapters"),
         "kasa_config": _refused(_is_null, _NULL, "a diagonal between A and B"),
         "ensure_weight_tying": _refused(_is_false, _FALSE, "adapts tied embeddings"),
+    }
+)
+
+
+# Fields that PEFT has had and dropped, all before 0.3; today's PEFT passes over them in silence.
+RETIRED_RULES: Mapping[str, FieldRule] = MappingProxyType(
+    {
+        "merge_weights": _harmless(_is_flag, "true, false or null", "whether to merge in use"),
+        "enable_lora": _refused(_is_null, _NULL, "adapts some of a merged linear's outputs"),
     }
 )
 
@@ -206,7 +231,7 @@ def check_fields(config: Mapping[str, object]) -> dict[str, object]:
     if "peft_type" not in config:
         raise AdapterRefused("peft_type is missing; it must be LORA", field="peft_type")
     for name, value in config.items():
-        rule = FIELD_RULES.get(name)
+        rule = FIELD_RULES.get(name) or RETIRED_RULES.get(name)
         if rule is None:
             raise AdapterRefused(
                 f"{shown(name)} is not a field this server knows (value {shown(value)}); "
@@ -221,5 +246,7 @@ def check_fields(config: Mapping[str, object]) -> dict[str, object]:
     return {
         name: value
         for name, value in config.items()
-        if FIELD_RULES[name].verdict is Verdict.APPLIED and value is not None
+        if name in FIELD_RULES
+        and FIELD_RULES[name].verdict is Verdict.APPLIED
+        and value is not None
     }

@@ -7,7 +7,7 @@ not know names, versions or where files are kept; called by intake.py, which own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -16,15 +16,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .base_weights import SavedWeight, check_base_weights, find_base_weights
 from .errors import AdapterRefused, AdapterTooLarge
 from .fields import check_fields
 from .header import TensorEntry, read_header
 from .image import ImageSpec, SiteRank
 from .json_object import read_object
 from .limits import StoreLimits
-from .names import shown
+from .names import PEFT_PREFIX, shown
 from .packing import Weights
 from .resolve import Resolution
+from .spelling import FACTORS, Places
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedTensors:
+    """What each tensor of a file is, by its name alone."""
+
+    factors: Mapping[int, tuple[str, str]]  # by site: the names of A and B
+    base_weights: tuple[SavedWeight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAdapter:
+    weights: Weights
+    notes: tuple[str, ...]
+    has_base_weights: bool  # which are those of the base served now
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +69,27 @@ def read_config(data: bytes, limits: StoreLimits) -> AdapterConfig:
     return AdapterConfig(applied, str(config.get("base_model_name_or_path") or ""))
 
 
-def read_weights(path: Path, spec: ImageSpec, ranks: Sequence[SiteRank]) -> Weights:
-    """Raises AdapterRefused, naming the tensor."""
-    return _read_tensors(path, match_tensors(read_header(path), spec, ranks))
+def read_weights(
+    path: Path,
+    spec: ImageSpec,
+    ranks: Sequence[SiteRank],
+    locate: Callable[[Collection[str]], Places],
+) -> ReadAdapter:
+    """`locate` says where PEFT puts tensors of such names.
+
+    Raises:
+        AdapterRefused: naming the tensor.
+    """
+    entries = read_header(path)
+    factors = [name for name in entries if ".lora_" in name]
+    needed = len(FACTORS) * len(ranks)
+    if len(factors) > 2 * needed:  # before PEFT searches so many names
+        raise AdapterRefused(
+            f"the file has {len(factors)} LoRA tensors; the config adapts {len(ranks)} modules, "
+            f"which is {needed} of them (the first in the file is {shown(factors[0], 200)})",
+            field="weights",
+        )
+    return _read_tensors(path, match_tensors(entries, spec, ranks, locate(factors)), spec)
 
 
 def match_sites(resolution: Resolution, spec: ImageSpec) -> tuple[SiteRank, ...]:
@@ -64,7 +99,7 @@ def match_sites(resolution: Resolution, spec: ImageSpec) -> tuple[SiteRank, ...]
         if module.name not in site_idx:
             raise AdapterRefused(
                 f"target_modules mean {module.name}, which this server cannot adapt; it adapts "
-                f"the linears of the decoder layers ({', '.join(_last_names(spec))})",
+                f"{', '.join(_last_names(spec))}",
                 field="target_modules",
             )
     ranks = [SiteRank(site_idx[m.name], m.rank, m.scale) for m in resolution.modules]
@@ -72,39 +107,44 @@ def match_sites(resolution: Resolution, spec: ImageSpec) -> tuple[SiteRank, ...]
 
 
 def match_tensors(
-    entries: Mapping[str, TensorEntry], spec: ImageSpec, ranks: Sequence[SiteRank]
-) -> dict[int, tuple[str, str]]:
-    """The names of A and B by site: each there once, of the right shape, and no other tensor."""
+    entries: Mapping[str, TensorEntry], spec: ImageSpec, ranks: Sequence[SiteRank], places: Places
+) -> MatchedTensors:
+    """Each A and B there once, of the right shape; beside them only weights the base has too."""
     unmet = dict(entries)
-    found: dict[int, tuple[str, str]] = {}
+    factors: dict[int, tuple[str, str]] = {}
     for entry in ranks:
         site = spec.sites[entry.site]
-        found[entry.site] = (
-            _take(unmet, site.name, "lora_A", (entry.rank, site.in_width)),
-            _take(unmet, site.name, "lora_B", (site.out_width, entry.rank)),
+        factors[entry.site] = (
+            _take(unmet, places, (site.name, "lora_A"), (entry.rank, site.in_width)),
+            _take(unmet, places, (site.name, "lora_B"), (site.out_width, entry.rank)),
         )
+    saved = find_base_weights(unmet, spec)
+    for weight in saved:
+        del unmet[weight.tensor]
     if unmet:
         name = min(unmet)
         raise AdapterRefused(
-            f"tensor {shown(name, 200)} belongs to no module the config names; it would have to "
-            f"be dropped in silence ({len(unmet)} such in all)",
+            f"tensor {shown(name, 200)} belongs to no module the config names, or another tensor "
+            f"takes its place; it would have to be dropped in silence ({len(unmet)} such in all)",
             field=name[:256],
         )
-    return found
+    return MatchedTensors(factors, saved)
 
 
-def _take(unmet: dict[str, TensorEntry], site_name: str, part: str, shape: tuple[int, int]) -> str:
-    stem = f"base_model.model.{site_name}.{part}"
-    # PEFT writes the first spelling and reads both, the second for an adapter named "default".
-    given = [name for name in (f"{stem}.weight", f"{stem}.default.weight") if name in unmet]
-    if not given:
+def _take(
+    unmet: dict[str, TensorEntry],
+    places: Places,
+    place: tuple[str, str],
+    shape: tuple[int, int],
+) -> str:
+    name = places.get(place)
+    if name is None:
+        module, factor = place
+        plain = f"{PEFT_PREFIX}{module}.{factor}.weight"
+        hint = f"; PEFT loads no tensor named {shown(min(unmet), 200)} as such" if unmet else ""
         raise AdapterRefused(
-            f"tensor {stem}.weight is missing; the config adapts {site_name}",
-            field=f"{stem}.weight",
+            f"tensor {plain} is missing; the config adapts {module}{hint}", field=plain
         )
-    if len(given) > 1:
-        raise AdapterRefused(f"tensor {given[0]} is also there as {given[1]}", field=given[0])
-    name = given[0]
     entry = unmet.pop(name)
     if entry.shape != shape:
         raise AdapterRefused(
@@ -115,17 +155,19 @@ def _take(unmet: dict[str, TensorEntry], site_name: str, part: str, shape: tuple
     return name
 
 
-def _read_tensors(path: Path, names: Mapping[int, tuple[str, str]]) -> Weights:
+def _read_tensors(path: Path, matched: MatchedTensors, spec: ImageSpec) -> ReadAdapter:
     try:
         with safe_open(path, framework="pt") as file:
-            return {
+            notes = check_base_weights(file, matched.base_weights, spec.dtype)
+            weights = {
                 site: (_finite(a, file.get_tensor(a)), _finite(b, file.get_tensor(b)))
-                for site, (a, b) in names.items()
+                for site, (a, b) in matched.factors.items()
             }
     except SafetensorError as error:
         raise AdapterRefused(
             f"adapter_model.safetensors cannot be read: {error}", field="weights"
         ) from error
+    return ReadAdapter(weights, notes, bool(matched.base_weights))
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:

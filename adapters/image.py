@@ -31,12 +31,26 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseWeight:
+    """A weight of the base that PEFT may save with an adapter (head, embedding): to be the same."""
+
+    # Its module, as in model.named_modules(): lm_head, model.embed_tokens. A bias is listed with
+    # its own name behind that: lm_head.bias.
+    name: str
+    shape: tuple[int, ...]
+    # (dtype, SHA-256 of the weight's bytes in that dtype, row-major), by the names of dtypes: what
+    # was saved in a lower precision than the base's equals the base rounded to it.
+    hashes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSpec:
     """What the base and the pool say about every image."""
 
     page_elements: int
     dtype: str  # float32, bfloat16, float16: the pool's
     sites: tuple[Site, ...]
+    base_weights: tuple[BaseWeight, ...] = ()  # not part of the fingerprint: no image holds them
 
     @property
     def fingerprint(self) -> str:
@@ -48,6 +62,12 @@ class ImageSpec:
             self.dtype,
             [[site.name, site.layer, site.in_width, site.out_width] for site in self.sites],
         ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @property
+    def base_fingerprint(self) -> str:
+        """Of the base weights: what was found equal to them is so only under one fingerprint."""
+        facts = [[base.name, base.shape, base.hashes] for base in self.base_weights]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -63,6 +63,9 @@ class ImageFacts:
     target_modules: tuple[str, ...]
     rounding_error: float
     notes: tuple[str, ...]
+    # The base's weights that those in the file were found equal to (ImageSpec.base_fingerprint);
+    # empty: it brought none.
+    base_seen: str = ""
 
 
 @dataclass(frozen=True, slots=True)

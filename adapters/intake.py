@@ -8,7 +8,9 @@ path packs again when a layout changes. Knows no names and no rows; called by th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .errors import AdapterRefused, AdapterTooLarge
@@ -29,6 +31,7 @@ class AdapterPlan:
     """What a config alone decides."""
 
     spec: ImageSpec
+    applied: Mapping[str, object]  # the fields PEFT is asked about
     ranks: tuple[SiteRank, ...]  # by site
     layout: ImageLayout
     notes: tuple[str, ...]
@@ -94,17 +97,21 @@ def plan_adapter(
     layout = plan_image(spec, ranks)
     check_size(max_rank, layout.num_pages, limits, max_pages)
     notes = (*base_notes(config.base_name, resolver.base_name), *resolution.notes)
-    return AdapterPlan(spec, ranks, layout, notes)
+    return AdapterPlan(spec, config.applied, ranks, layout, notes)
 
 
-def pack_adapter(plan: AdapterPlan, weights_path: Path, *, image_path: Path) -> ImageFacts:
+def pack_adapter(
+    plan: AdapterPlan, weights_path: Path, resolver: PeftResolver, *, image_path: Path
+) -> ImageFacts:
     """Check the weights, pack them, and write the image.
 
     Raises:
         AdapterRefused: naming the tensor; nothing is left at `image_path`.
     """
     spec, layout = plan.spec, plan.layout
-    packed = pack_measured(spec, layout, read_weights(weights_path, spec, plan.ranks))
+    locate = partial(resolver.locate, plan.applied)
+    read = read_weights(weights_path, spec, plan.ranks, locate)
+    packed = pack_measured(spec, layout, read.weights)
     write_image(image_path, layout, packed.pages)
     site_names = {spec.sites[rank.site].name.rpartition(".")[2] for rank in plan.ranks}
     return ImageFacts(
@@ -113,5 +120,6 @@ def pack_adapter(plan: AdapterPlan, weights_path: Path, *, image_path: Path) -> 
         max_rank=max(rank.rank for rank in plan.ranks),
         target_modules=tuple(sorted(site_names)),
         rounding_error=packed.rounding_error,
-        notes=plan.notes,
+        notes=(*plan.notes, *read.notes),
+        base_seen=spec.base_fingerprint if read.has_base_weights else "",
     )

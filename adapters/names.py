@@ -11,6 +11,8 @@ import re
 from .errors import AdapterRefused
 
 MAX_NAME_CHARS = 128
+# What PEFT puts before a module's name: its own wrapper, and the base inside it.
+PEFT_PREFIX = "base_model.model."
 _RULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 
 

@@ -249,7 +249,7 @@ class AdapterStore:
         plan = self._plan(setup, config_json)
         draft = self._files.incoming / f"image-{next(self._numbers)}"
         try:
-            facts = pack_adapter(plan, weights_path, image_path=draft)
+            facts = pack_adapter(plan, weights_path, self._resolver, image_path=draft)
             self._files.keep_image(draft, setup.layout, content_hash)
         finally:
             remove(draft)
@@ -316,7 +316,11 @@ class AdapterStore:
         return facts
 
     def _facts(self, setup: Setup, content_hash: str) -> ImageFacts | None:
-        return self._index.facts(content_hash, setup.layout)
+        """None too when it brought base weights, and they were compared with another base's."""
+        facts = self._index.facts(content_hash, setup.layout)
+        if facts and facts.base_seen and facts.base_seen != setup.spec.base_fingerprint:
+            return None
+        return facts
 
     def _image(self, setup: Setup, content_hash: str) -> Path:
         return self._files.image(setup.layout, content_hash)

@@ -11,27 +11,29 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 
 from ..adapters.errors import AdapterLoadFailed
 from ..adapters.host_tier import HostTier
-from ..adapters.image import ImageLayout
 from ..adapters.key import AdapterCard, AdapterKey
-from ..server.engine import Engine, EngineParts
 from ..server.errors import DeadlineExceeded, Overloaded, RequestTooLarge
-from ..server.execution.batch import StepCapacity, StepResult, StepRow
-from ..server.execution.runner import Runner
-from ..server.intake import Gate
-from ..server.memory.pool import Pool
-from ..server.memory.residency import Residency
-from ..server.scheduling.records import StepLimits
-from ..server.scheduling.state import SchedulerState
-from ..server.seam import Cancel, Finish, Forget, Progress, Reject, Released, Submit
+from ..server.seam import (
+    Cancel,
+    Finish,
+    Forget,
+    Progress,
+    PromptLogprobs,
+    Reject,
+    Released,
+    Stop,
+    Submit,
+)
 from ..server.seam_ends import LocalEnd
+from .fuzz_engine import StepClock, WatchedRunner, make_engine, make_runner
 from .fuzz_link import PacedLink
 from .fuzz_records import Setting, Totals
-from .fuzz_world import BASE, MAX_RANK, VOCAB, FuzzWorld, Question
+from .fuzz_wishes import ToldBook, draw_sampling, has_history, is_filtered
+from .fuzz_world import BASE, VOCAB, FuzzWorld, Question
 
 STEP_S = 0.01  # a step takes this long by the episode's clock
 MAX_STEPS = 20_000
@@ -40,34 +42,6 @@ NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 class Broken(Exception):
     """The engine broke a promise; says which, with the episode's seed."""
-
-
-class _StepClock:
-    """Moves by one step's length when the episode says so."""
-
-    def __init__(self) -> None:
-        self.time_s = 1000.0
-
-    def now_s(self) -> float:
-        return self.time_s
-
-
-class _WatchedRunner:
-    """The runner, and a count of the runs that leave known tokens for a later step."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.num_chunks = 0
-
-    def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
-        self._runner.attach(slot, layout, pages)
-
-    def detach(self, slot: int) -> None:
-        self._runner.detach(slot)
-
-    def run(self, rows: Sequence[StepRow]) -> StepResult:
-        self.num_chunks += sum(not row.sample for row in rows)
-        return self._runner.run(rows)
 
 
 def run_episode(world: FuzzWorld, seed: int) -> Totals:
@@ -86,11 +60,11 @@ class Episode:
         self._world, self.seed = world, seed
         self._rng = random.Random(seed)
         self.setting = setting = Setting.draw(self._rng)
-        self._clock, self._end = _StepClock(), LocalEnd()
-        self._runner = _make_runner(world, setting)
+        self._clock, self._end = StepClock(), LocalEnd()
+        self._runner = make_runner(world, setting)
         # Fresh pages hold NaN, and freed ones hold it again.
         self._runner.poison(range(setting.num_pages))
-        self._watched = _WatchedRunner(self._runner)
+        self._watched = WatchedRunner(self._runner)
         self._host_tier = HostTier(setting.host_bytes)
         self._link = PacedLink(
             self._host_tier,
@@ -99,14 +73,24 @@ class Episode:
             max_polls=setting.max_polls,
             fail_share=setting.fail_share,
         )
-        self._engine = self._make_engine()
+        self._engine = make_engine(
+            world,
+            setting,
+            end=self._end,
+            runner=self._watched,
+            link=self._link,
+            host_tier=self._host_tier,
+            clock=self._clock,
+        )
         self._versions = 0
         self._current: dict[str, tuple[str, AdapterCard]] = {}  # name -> content, its card
         self._submits: dict[int, Submit] = {}
         self._questions: dict[int, Question] = {}
         self._tokens: defaultdict[int, list[int]] = defaultdict(list)
         self._ended: dict[int, Finish | Exception] = {}
+        self._told = ToldBook()
         self._cancelled: set[int] = set()
+        self._stopped: set[int] = set()
         self._forgotten: set[AdapterKey] = set()
         self._released: set[AdapterKey] = set()
         self._patience_s = 0.0
@@ -127,7 +111,7 @@ class Episode:
         while self._link.num_underway or not math.isinf(self._patience_s):
             self._step()
         self._expect_idle()
-        return self._totals(sum(self._judge(request_id) for request_id in self._tokens))
+        return self._totals(sum(self._judge(request_id) for request_id in self._questions))
 
     # What the outside does
 
@@ -138,9 +122,10 @@ class Episode:
             self._submit()
         if self._submits and rng.random() < setting.unrest:
             request_id = rng.randrange(len(self._submits))
-            self._end.commands.put(Cancel(request_id))
-            if request_id not in self._ended:
-                self._cancelled.add(request_id)
+            kind, crowd = rng.choice([(Cancel, self._cancelled), (Stop, self._stopped)])
+            self._end.commands.put(kind(request_id))
+            if request_id in self._open():
+                crowd.add(request_id)
         if rng.random() < setting.unrest:
             name = rng.choice(NAMES)
             self._forget(name)
@@ -151,8 +136,7 @@ class Episode:
         name = rng.choice([BASE, *NAMES, NAMES[0], NAMES[0]])
         content, card = self._current[name] if name else (BASE, None)
         prompt = rng.randrange(len(self._world.prompts))
-        temperature = rng.choice([0.0, 0.0, 0.0, 0.8])
-        question = Question(content, prompt, temperature, rng.randrange(3) if temperature else 0)
+        question = Question(content, prompt, draw_sampling(rng))
         self._questions[request_id] = question
         self._submits[request_id] = submit = Submit(
             request_id,
@@ -160,8 +144,7 @@ class Episode:
             card,
             self._world.prompts[prompt],
             max_new_tokens=rng.choice(self.setting.answer_lens),
-            temperature=temperature,
-            seed=question.seed,
+            sampling=question.sampling,
             stop_ids=frozenset(rng.sample(range(VOCAB), rng.choice([0, 0, 4]))),
             ttft_s=1.0,
             tpot_s=1.0,
@@ -191,6 +174,8 @@ class Episode:
         while not self._end.reports.empty():
             for event in self._end.reports.get().events:
                 self._hear(event)
+        late = self._stopped & self._open()
+        self._expect(not late, f"{late} go on after their stop")
         stats = self._engine.stats(pages=False)
         known = stats.num_running + stats.num_waiting
         self._expect(
@@ -200,8 +185,14 @@ class Episode:
 
     def _hear(self, event: object) -> None:
         match event:
+            case PromptLogprobs(request_id=request_id):
+                self._expect_open(request_id)
+                wrong = self._told.hear_prompt(self._submits[request_id], event)
+                self._expect(not wrong, wrong)
             case Progress(request_id=request_id, token_ids=token_ids):
                 self._expect_open(request_id)
+                wrong = self._told.hear(self._submits[request_id], event)
+                self._expect(not wrong, wrong)
                 self._tokens[request_id] += token_ids
             case Finish(request_id=request_id):
                 self._expect_open(request_id)
@@ -229,7 +220,8 @@ class Episode:
         tokens = self._tokens[submit.request_id]
         stops = [i for i, token in enumerate(tokens) if token in submit.stop_ids]
         if finish.reason == "stop":
-            whole = stops == [len(tokens) - 1]
+            halted = submit.request_id in self._stopped and not stops
+            whole = halted or stops == [len(tokens) - 1]
         else:
             whole = not stops and len(tokens) == submit.max_new_tokens
         counted = (finish.num_prompt_tokens, finish.num_new_tokens)
@@ -275,19 +267,29 @@ class Episode:
     # Results
 
     def _judge(self, request_id: int) -> int:
-        return self._world.judge(self._questions[request_id], self._tokens[request_id])
+        question, tokens = self._questions[request_id], self._tokens[request_id]
+        told = self._told
+        self._world.judge_told(question, tokens, told.answers[request_id], told.prompts[request_id])
+        return self._world.judge(question, tokens)
 
     def _totals(self, ties: int) -> Totals:
         ended, counters = self._ended.values(), self._engine.counters
+        halted = [i for i in self._stopped if isinstance(self._ended.get(i), Finish)]
+        asked = {i: question.sampling for i, question in self._questions.items()}
         lens = {request_id: len(tokens) for request_id, tokens in self._tokens.items()}
         return Totals(
             episodes=1,
             steps=self._num_steps,
             requests=len(self._submits),
             tokens=sum(lens.values()),
-            sampled_tokens=sum(n for i, n in lens.items() if self._questions[i].temperature),
+            sampled_tokens=sum(n for i, n in lens.items() if asked[i].temperature),
+            filtered_tokens=sum(n for i, n in lens.items() if is_filtered(asked[i])),
+            told_tokens=sum(len(told) for told in self._told.answers.values()),
+            told_places=sum(len(told) for told in self._told.prompts.values()),
             ties=ties,
-            stops=sum(isinstance(end, Finish) and end.reason == "stop" for end in ended),
+            stops=sum(isinstance(end, Finish) and end.reason == "stop" for end in ended)
+            - len(halted),
+            halts=len(halted),
             cancels=len(self._cancelled),
             expired=sum(isinstance(end, DeadlineExceeded) for end in ended),
             refused=sum(isinstance(end, Overloaded | RequestTooLarge) for end in ended),
@@ -295,43 +297,11 @@ class Episode:
             forgets=len(self._forgotten) - len(NAMES),
             chunks=self._watched.num_chunks,
             preemptions=counters.preemptions,
+            historic_preemptions=sum(
+                end.timings.num_preemptions
+                for i, end in self._ended.items()
+                if isinstance(end, Finish) and has_history(asked[i])
+            ),
             evictions=counters.adapter_evictions,
             loads=counters.adapter_loads,
         )
-
-    def _make_engine(self) -> Engine:
-        setting, loaded = self.setting, self._world.loaded
-        pool = Pool(setting.num_pages, on_free=self._runner.poison)
-        return Engine(
-            EngineParts(
-                end=self._end,
-                state=SchedulerState(setting.max_running, setting.max_waiting),
-                pool=pool,
-                residency=Residency(pool, self._link, max_slots=setting.max_slots),
-                link=self._link,
-                host_tier=self._host_tier,
-                runner=self._watched,
-                limits=StepLimits(
-                    setting.max_running, setting.max_step_tokens, setting.max_bypass_s
-                ),
-                gate=Gate(
-                    num_pages=setting.num_pages,
-                    tokens_per_page=loaded.geometry.tokens_per_page,
-                    max_model_len=loaded.max_model_len,
-                    max_rank=MAX_RANK,
-                ),
-                clock=self._clock,
-                audits=True,
-            )
-        )
-
-
-def _make_runner(world: FuzzWorld, setting: Setting) -> Runner:
-    limits = StepCapacity(
-        max_running=setting.max_running,
-        max_step_tokens=setting.max_step_tokens,
-        max_model_len=world.loaded.max_model_len,
-        max_rank=MAX_RANK,
-        max_rows=setting.max_running + setting.max_waiting,
-    )
-    return Runner(world.loaded, num_pages=setting.num_pages, limits=limits)

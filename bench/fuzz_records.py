@@ -19,8 +19,12 @@ class Totals:
     requests: int = 0
     tokens: int = 0
     sampled_tokens: int = 0  # part of tokens; temperature above 0
+    filtered_tokens: int = 0  # part of tokens; by filters, penalties or bias
+    told_tokens: int = 0  # log-probabilities of answers
+    told_places: int = 0  # and of prompts
     ties: int = 0
-    stops: int = 0
+    stops: int = 0  # by a stop token
+    halts: int = 0  # by a stop command
     cancels: int = 0
     expired: int = 0
     refused: int = 0
@@ -28,6 +32,7 @@ class Totals:
     forgets: int = 0
     chunks: int = 0  # runs that end before the last known token
     preemptions: int = 0
+    historic_preemptions: int = 0  # of requests with penalties or a prompt that is told
     evictions: int = 0
     loads: int = 0
 
@@ -45,6 +50,7 @@ class Setting:
     max_waiting: int
     max_step_tokens: int
     max_bypass_s: float
+    max_prompt_logits: int
     max_slots: int
     host_bytes: int
     num_requests: int
@@ -52,7 +58,7 @@ class Setting:
     max_polls: int  # until a load is told of
     fail_share: float  # of loads
     answer_lens: tuple[int, ...]  # tokens
-    unrest: float  # chance of a cancel, and of a forget, in a step
+    unrest: float  # chance of a cancel or stop, and of a forget, in a step
 
     @classmethod
     def draw(cls, rng: random.Random) -> Setting:
@@ -64,6 +70,7 @@ class Setting:
             max_waiting=rng.choice([6, 100, 100]),
             max_step_tokens=rng.choice([max_running, max_running + 3, max_running + 16, 64]),
             max_bypass_s=rng.choice([0.0, 0.05, 0.5, 5.0]),
+            max_prompt_logits=rng.choice([1, 8, 256]),
             max_slots=rng.choice([1, 2, 3, 4096]),
             host_bytes=rng.choice([0, 20_000, 100_000, 1 << 30]),
             num_requests=num_requests,

@@ -12,21 +12,26 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..adapters.key import DEFAULT_TENANT, AdapterCard
+from ..adapters.key import AdapterCard
 from ..adapters.limits import StoreLimits
 from ..adapters.resolve import PeftResolver
 from ..adapters.store import AdapterStore
 from ..server.clock import unix_now_s
 from ..server.execution.model import LoadedModel, prepare_model
+from ..server.execution.penalties import Seen
 from ..server.execution.sampler import Wish, sample
+from ..server.scheduling.sampling import SamplingParams, TokenLogprobs
+from .fuzz_wishes import wrong_records
+from .store_folder import put_folder
 
 # Two runs of one model may choose differently only where the best logits are this close.
 TIE_SHARE = 1e-4  # of the logit range
@@ -75,8 +80,7 @@ class Question:
 
     content: str  # BASE for the base model
     prompt: int  # index into the prompts
-    temperature: float
-    seed: int
+    sampling: SamplingParams
 
 
 class FuzzWorld:
@@ -96,7 +100,7 @@ class FuzzWorld:
             model = _make_peft(base, content, seed=place)
             model.save_pretrained(home / content.name)
             self._models[content.name] = model
-            self.cards[content.name] = _upload(self._store, content.name, home / content.name)
+            self.cards[content.name] = put_folder(self._store, content.name, home / content.name)
 
     def close(self) -> None:
         self._store.close()
@@ -116,14 +120,38 @@ class FuzzWorld:
             self._right[question] = answer
         return ties
 
+    def judge_told(
+        self,
+        question: Question,
+        tokens: Sequence[int],
+        answer: Sequence[TokenLogprobs],
+        prompt: Sequence[TokenLogprobs],
+    ) -> None:
+        """Raises:
+        WrongToken: a log-probability of answer or prompt is not PEFT's.
+        """
+        if not answer and not prompt:
+            return
+        logprobs_TV = self._logits(question, tokens).log_softmax(-1).tolist()
+        first, sampling = len(self.prompts[question.prompt]) - 1, question.sampling
+        wrong = wrong_records(prompt, logprobs_TV[: len(prompt)], num_top=sampling.prompt_logprobs)
+        said = logprobs_TV[first : first + len(answer)]
+        wrong += wrong_records(answer, said, num_top=sampling.logprobs)
+        if wrong:
+            raise WrongToken(f"{question}: {wrong}")
+
+    @torch.inference_mode()
+    def _logits(self, question: Question, tokens: Sequence[int]) -> Tensor:
+        ids = torch.tensor([[*self.prompts[question.prompt], *tokens]])
+        return self._models[question.content](input_ids=ids, use_cache=False).logits[0].float()
+
     @torch.inference_mode()
     def _count_ties(self, question: Question, answer: tuple[int, ...]) -> int:
         prompt = self.prompts[question.prompt]
-        ids = torch.tensor([[*prompt, *answer]])
-        logits = self._models[question.content](input_ids=ids, use_cache=False).logits[0].float()
-        logits_BV = logits[len(prompt) - 1 : -1]
+        logits_BV = self._logits(question, answer)[len(prompt) - 1 : -1]
         wishes = [
-            Wish(question.temperature, question.seed, len(prompt) + i) for i in range(len(answer))
+            Wish(question.sampling, len(prompt) + i, _seen(prompt, answer[:i]))
+            for i in range(len(answer))
         ]
         wanted = sample(logits_BV, wishes).tokens_B.tolist()
         ties = 0
@@ -131,13 +159,22 @@ class FuzzWorld:
             if token == best:
                 continue
             lifted_1V = logits_BV[place : place + 1].clone()
-            lifted_1V[0, token] += TIE_SHARE * float(lifted_1V.max() - lifted_1V.min())
+            step = TIE_SHARE * float(lifted_1V.max() - lifted_1V.min())
+            lifted_1V[0, token] += step
+            lifted_1V[0, best] -= step  # it may be drawn from, where ours was just filtered out
             if int(sample(lifted_1V, wishes[place : place + 1]).tokens_B) != token:
                 raise WrongToken(
                     f"{question}: token {place} is {token}, PEFT's is {best}; answer {answer}"
                 )
             ties += 1
         return ties
+
+
+def _seen(prompt: Sequence[int], answer: Sequence[int]) -> Seen:
+    """Counted anew for every token, unlike the runner's."""
+    token_ids = sorted({*prompt, *answer})
+    counts = [answer.count(token) for token in token_ids]
+    return Seen(np.array(token_ids, np.int64), np.array(counts, np.float32))
 
 
 def _llama_config() -> LlamaConfig:
@@ -186,16 +223,3 @@ def _open_store(root: Path, loaded: LoadedModel) -> AdapterStore:
     store = AdapterStore(root, limits, resolver, unix_now_s=unix_now_s)
     store.configure(loaded.image_spec)
     return store
-
-
-def _upload(store: AdapterStore, name: str, folder: Path) -> AdapterCard:
-    weights = (folder / "adapter_model.safetensors").read_bytes()
-    upload = store.begin(
-        tenant=DEFAULT_TENANT,
-        name=name,
-        config_json=(folder / "adapter_config.json").read_bytes(),
-        size_bytes=len(weights),
-        sha256=sha256(weights).hexdigest(),
-    )
-    upload.write(weights)
-    return store.commit(upload).card

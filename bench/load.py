@@ -2,7 +2,7 @@
 
 Closed and small: everything is sent at the same instant and all answers are awaited. Knows the
 client and nothing of servers, adapters' files or what an answer ought to be. Used by the demo
-and by throughput.
+and by the throughput benches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..proto.errors import LorryClientError
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    prompt: str
+    prompt: str | Sequence[int]  # text, or token ids
     adapter: str = ""  # empty: the base
     max_new_tokens: int = 64
     ignore_eos: bool = False

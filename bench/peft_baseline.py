@@ -2,7 +2,7 @@
 
 PEFT's `generate` knows one adapter at a time, so adapters take turns, each with all of its
 prompts in one batch; that is the most it can do for this load. Prompts of one length, so that
-no padding is computed. Used by throughput.py.
+no padding is computed. Used by overhead.py.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `python -m lorry.bench.readme` writes, `--check` compares and exits 1 naming every stale section.
 A section opens with `<!-- generated: NAME -->` and closes with `<!-- end -->`. Knows nothing of
-what a section says: readme_tables.py and readme_tree.py do. Called by `make readme` and
-`make check`.
+what a section says: readme_tables.py, readme_results.py and readme_tree.py do. Called by
+`make readme` and `make check`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .readme_access import render_access
+from .readme_models import render_models, render_refused_models
+from .readme_results import render_overhead, render_throughput
 from .readme_tables import (
     ReadmeError,
     render_config,
     render_metrics,
     render_peft_fields,
     render_status,
-    render_throughput,
     render_zoo,
 )
 from .readme_tree import render_tree
@@ -38,8 +40,12 @@ RENDERERS: Renderers = {
     "peft-fields": render_peft_fields,
     "zoo": render_zoo,
     "throughput": render_throughput,
+    "overhead": render_overhead,
     "status": render_status,
     "metrics": render_metrics,
+    "access": render_access,
+    "models": render_models,
+    "refused-models": render_refused_models,
 }
 
 

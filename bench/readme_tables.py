@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from typer.models import OptionInfo
@@ -27,9 +25,6 @@ from ..server.metrics import MEASURES, EngineCollector
 from ..server.rpc import status
 from ..server.rpc.front import Front
 from .zoo.tasks import ALL_LINEAR, TASKS, LoraShape
-
-RESULT_PATH = Path(__file__).resolve().parent / "results" / "throughput-zoo-cpu.json"
-NOT_MEASURED = "not measured"
 
 SIZE = "size: bytes, or with KiB, MiB, GiB"
 FLAG_UNITS = {
@@ -55,6 +50,12 @@ FLAG_UNITS = {
     "--metrics-port": "port",
     "--allow-remote": "switch",
     "--max-upload-bytes": SIZE,
+    "--tokens": "file",
+    "--tls-cert": "file",
+    "--tls-key": "file",
+    "--tls-client-ca": "file",
+    "--behind-tls": "switch",
+    "--metrics-host": "address",
     "--debug": "switch",
 }
 
@@ -119,51 +120,39 @@ def serve_flags() -> list[Flag]:
 
 
 def render_config() -> str:
-    return _table(
+    return make_table(
         ("flag", "default", "unit", "why"),
         (
-            (_code(flag.name), flag.default, _word_for(flag.name, FLAG_UNITS, "unit"), flag.help)
+            (as_code(flag.name), flag.default, _word_for(flag.name, FLAG_UNITS, "unit"), flag.help)
             for flag in serve_flags()
         ),
     )
 
 
 def render_peft_fields() -> str:
-    return _table(
+    return make_table(
         ("field", "verdict", "accepted", "what it does"),
         (
-            (_code(name), rule.verdict.value, rule.allowed, rule.why)
+            (as_code(name), rule.verdict.value, rule.allowed, rule.why)
             for name, rule in FIELD_RULES.items()
         ),
     )
 
 
 def render_zoo() -> str:
-    return _table(
+    return make_table(
         ("adapter", "rank", "targets", "task", f"answer to `{EXAMPLE_WORD}>`"),
         (
             (
-                _code(task.name),
+                as_code(task.name),
                 _rank(task.lora),
                 _targets(task.lora),
                 _word_for(task.name, TASK_SENTENCES, "sentence"),
-                _code(task.answer(EXAMPLE_WORD)),
+                as_code(task.answer(EXAMPLE_WORD)),
             )
             for task in TASKS
         ),
     )
-
-
-def render_throughput(path: Path = RESULT_PATH) -> str:
-    """Tokens per second by row, below what they were measured on."""
-    if not path.exists():
-        return NOT_MEASURED
-    try:
-        return _throughput(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReadmeError(
-            f"{path.name} is no result of lorry bench throughput: {error!r}"
-        ) from error
 
 
 def render_status() -> str:
@@ -173,13 +162,13 @@ def render_status() -> str:
         for module in (server_errors, adapter_errors)
         for name, says in DRAWN_ERROR.findall(module.__doc__ or "")
     }
-    return _table(
+    return make_table(
         ("error", "status", "details", "when"),
         (
             (
-                _code(kind.__name__),
-                _code(code.name),
-                ", ".join(_code(name) for name in _details(kind, build)),
+                as_code(kind.__name__),
+                as_code(code.name),
+                ", ".join(as_code(name) for name in _details(kind, build)),
                 _word_for(kind.__name__, meanings, "line in the drawn tree"),
             )
             for kind, (code, build) in status.TABLE.items()
@@ -189,11 +178,11 @@ def render_status() -> str:
 
 def render_metrics() -> str:
     measures = [*_server_metrics(), *((measure.name, measure.help) for measure in MEASURES)]
-    return _table(
+    return make_table(
         ("metric", "kind", "unit", "help"),
         (
             (
-                _code(name),
+                as_code(name),
                 "counter" if name.endswith("_total") else "gauge",
                 _metric_unit(name),
                 says,
@@ -203,14 +192,14 @@ def render_metrics() -> str:
     )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines
     )
 
 
-def _code(text: str) -> str:
+def as_code(text: str) -> str:
     return f"`{text}`"
 
 
@@ -223,50 +212,25 @@ def _word_for(name: str, words: dict[str, str], what: str) -> str:
 def _default(value: object) -> str:
     if value is inspect.Parameter.empty:
         return "required"
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return _code(f"{value:g}" if isinstance(value, float) else str(value))
+    return as_code(f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _rank(lora: LoraShape) -> str:
-    others = [f"{_code(name)} {rank}" for name, rank in lora.rank_pattern.items()]
+    others = [f"{as_code(name)} {rank}" for name, rank in lora.rank_pattern.items()]
     rank = "; ".join([str(lora.rank), *others])
     return f"{rank} (rsLoRA)" if lora.use_rslora else rank
 
 
 def _targets(lora: LoraShape) -> str:
     if isinstance(lora.target_modules, str):
-        return _code(lora.target_modules)
+        return as_code(lora.target_modules)
     if lora.target_modules == ALL_LINEAR:
         return "all seven linears"
-    return ", ".join(_code(name) for name in lora.target_modules)
-
-
-def _throughput(document: dict[str, Any]) -> str:
-    machine = document["machine"]
-    cores = f"{machine['num_cores']} cores"
-    hardware = ", ".join(part for part in (machine["cpu"], cores, machine["gpu"]) if part)
-    versions = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    help_s = sorted(document["help_s"])
-    facts = (
-        f"- Load: {document['num_requests']} requests at once, {document['num_new_tokens']} new "
-        f"tokens each; model `{document['model']}`, {document['dtype']}.",
-        f"- Hardware: {hardware}; {machine['os']}.",
-        f"- Versions: Python {machine['python']}, {versions}.",
-        f"- Commit: `{machine['commit']}`. Command: `make bench`.",
-        f"- `lorry --help`: {help_s[len(help_s) // 2]:.2f} s, median of {len(help_s)}.",
-    )
-    rows = (
-        (
-            row["name"],
-            f"{row['median_tokens_per_s']:.0f}",
-            ", ".join(f"{value:.0f}" for value in row["tokens_per_s"]),
-            row["note"],
-        )
-        for row in document["rows"]
-    )
-    table = _table(("row", "tokens/s, median", "rounds", "how"), rows)
-    return "\n".join([*facts, "", table])
+    return ", ".join(as_code(name) for name in lora.target_modules)
 
 
 def _details(kind: type[Exception], build: status.DetailBuilder) -> Iterator[str]:

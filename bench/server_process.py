@@ -68,6 +68,11 @@ class ServerProcess:
             raise self._failed(f"ended with code {self._ended()} before it was ready")
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of its front end; the other processes are children of that one."""
+        return self._child.pid
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -7,6 +7,7 @@ digit is that fixed size, `b1` is B + 1. Called at the kernels' boundaries and b
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from torch import Tensor
 
@@ -31,12 +32,13 @@ def check_shapes(**tensors: Tensor) -> dict[str, int]:
     return sizes
 
 
-def _axes_of(name: str) -> list[str]:
+@cache  # names are few, and a step checks the same ones in every layer
+def _axes_of(name: str) -> tuple[str, ...]:
     suffix = name.rpartition("_")[2]
     axes = _AXIS.findall(suffix)
     if not axes or "".join(axes) != suffix:
         raise ValueError(f"{name} ends in no shape suffix")
-    return axes
+    return tuple(axes)
 
 
 def _check_axis(

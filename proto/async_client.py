@@ -15,11 +15,12 @@ import grpc.aio
 
 from . import lorry_pb2 as pb
 from . import lorry_pb2_grpc as pb_grpc
+from .completion import Completion, Piece
+from .credentials import CredentialOptions, read_credentials
 from .errors import Cancelled, DeadlineExceeded, LorryClientError
-from .messages import Completion, GenerateOptions, generate_request, list_request
+from .messages import GenerateOptions, check_single, generate_request, list_request, num_answers
 from .parcel import Parcel, ProgressCallback
 from .transport import (
-    CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
     StreamFace,
     call_timeout_s,
@@ -33,28 +34,40 @@ from .transport import (
 class AsyncTextStream(StreamFace):
     """`TextStream` for `async for`."""
 
-    def __init__(self, call: Any, address: str) -> None:
-        super().__init__(call, address)
+    def __init__(self, call: Any, address: str, num_answers: int = 1) -> None:
+        super().__init__(call, address, num_answers)
         self._responses = aiter(call)  # one iterator for the whole stream
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
+        piece = await self._next()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece.text
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """As `TextStream.pieces`."""
+        while (piece := await self._next()) is not None:
+            yield piece
+
+    async def _next(self) -> Piece | None:
+        """None at the end."""
         try:
             with translated(self._address):
                 async for response in self._responses:
-                    text = self._transcript.add(response)
-                    if text is not None:
-                        return text
+                    piece = self._transcript.add(response)
+                    if piece is not None:
+                        return piece
         except asyncio.CancelledError as ended:
             # grpc.aio says so of a closed stream too; a task that is being cancelled must stop.
             task = asyncio.current_task()
             if not self._call.cancelled() or (task is not None and task.cancelling()):
                 raise
             raise Cancelled("CANCELLED", "the stream was closed on this side") from ended
-        self._transcript.completion()
-        raise StopAsyncIteration
+        self._transcript.completions()
+        return None
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,43 +142,72 @@ class AsyncAdapters:
 class AsyncClient:
     """Made and used in one running event loop.
 
-    `timeout_s` bounds every call that is given none of its own; None waits for ever.
+    `timeout_s` bounds every call that is given none of its own; None waits for ever. Tokens and
+    TLS: `CredentialOptions`.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = None,
+        **credentials: Unpack[CredentialOptions],
+    ) -> None:
+        """Raises:
+        CredentialsError: an option cannot be used, or the token could be read on its way.
+        """
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = read_credentials(address, **credentials).async_channel(address)
         self._generation: Any = pb_grpc.GenerationStub(self._channel)
         self._engine: Any = pb_grpc.EngineStub(self._channel)
         self.adapters = AsyncAdapters(self._channel, address, timeout_s)
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncTextStream:
         """Starts an answer; text comes by iterating over the stream."""
-        request = generate_request(prompt, **options)
-        timeout_s = call_timeout_s(timeout_s, self.timeout_s)
-        with translated(self.address):
-            call = self._generation.Generate(request, timeout=timeout_s)
-        return AsyncTextStream(call, self.address)
+        return self._start(generate_request(prompt, **options), timeout_s)
 
     async def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """The whole answer at once."""
-        async with self.generate(prompt, timeout_s=timeout_s, **options) as stream:
+        request = generate_request(prompt, **options)
+        check_single(request)
+        return (await self._drain(request, timeout_s))[0]
+
+    async def complete_all(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> tuple[Completion, ...]:
+        """All `n` answers at once, in the order of their index."""
+        return await self._drain(generate_request(prompt, **options), timeout_s)
+
+    def _start(self, request: pb.GenerateRequest, timeout_s: float | None) -> AsyncTextStream:
+        timeout_s = call_timeout_s(timeout_s, self.timeout_s)
+        with translated(self.address):
+            call = self._generation.Generate(request, timeout=timeout_s)
+        return AsyncTextStream(call, self.address, num_answers(request))
+
+    async def _drain(
+        self, request: pb.GenerateRequest, timeout_s: float | None
+    ) -> tuple[Completion, ...]:
+        async with self._start(request, timeout_s) as stream:
             async for _ in stream:
                 pass
-            return stream.final
+            return stream.finals
 
     async def info(self) -> pb.Info:
         with translated(self.address):

@@ -16,11 +16,12 @@ import grpc
 from . import lorry_pb2 as pb
 from . import lorry_pb2_grpc as pb_grpc
 from .async_client import AsyncClient
+from .completion import Completion, Piece
+from .credentials import CredentialOptions, read_credentials
 from .errors import DeadlineExceeded, LorryClientError
-from .messages import Completion, GenerateOptions, generate_request, list_request
+from .messages import GenerateOptions, check_single, generate_request, list_request, num_answers
 from .parcel import Parcel, ProgressCallback
 from .transport import (
-    CHANNEL_OPTIONS,
     DEFAULT_ADDRESS,
     StreamFace,
     call_timeout_s,
@@ -37,19 +38,32 @@ class TextStream(StreamFace):
     """One answer on its way: iterate for text, then read `final`. Closing it cancels.
 
     One item per message of the server, so an item may be "" while a character is incomplete.
+    Of several answers the texts come mixed: `pieces` says whose each is.
     """
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
+        piece = self._next()
+        if piece is None:
+            raise StopIteration
+        return piece.text
+
+    def pieces(self) -> Iterator[Piece]:
+        """The same items with their answer's index, tokens and log-probabilities."""
+        while (piece := self._next()) is not None:
+            yield piece
+
+    def _next(self) -> Piece | None:
+        """None at the end."""
         with translated(self._address):
             for response in self._call:
-                text = self._transcript.add(response)
-                if text is not None:
-                    return text
-        self._transcript.completion()  # an end without a final message is an error
-        raise StopIteration
+                piece = self._transcript.add(response)
+                if piece is not None:
+                    return piece
+        self._transcript.completions()  # an end without a final message is an error
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -121,43 +135,72 @@ class Adapters:
 class Client:
     """Talks to one server; safe to share between threads.
 
-    `timeout_s` bounds every call that is given none of its own; None waits for ever.
+    `timeout_s` bounds every call that is given none of its own; None waits for ever. Tokens and
+    TLS: `CredentialOptions`.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float | None = None,
+        **credentials: Unpack[CredentialOptions],
+    ) -> None:
+        """Raises:
+        CredentialsError: an option cannot be used, or the token could be read on its way.
+        """
         self.address = address
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = read_credentials(address, **credentials).sync_channel(address)
         self._generation = pb_grpc.GenerationStub(self._channel)
         self._engine = pb_grpc.EngineStub(self._channel)
         self.adapters = Adapters(self._channel, address, timeout_s)
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> TextStream:
         """Starts an answer; text comes by iterating over the stream."""
-        request = generate_request(prompt, **options)
-        timeout_s = call_timeout_s(timeout_s, self.timeout_s)
-        with translated(self.address):
-            call = self._generation.Generate(request, timeout=timeout_s)
-        return TextStream(call, self.address)
+        return self._start(generate_request(prompt, **options), timeout_s)
 
     def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
         """The whole answer at once."""
-        with self.generate(prompt, timeout_s=timeout_s, **options) as stream:
+        request = generate_request(prompt, **options)
+        check_single(request)
+        return self._drain(request, timeout_s)[0]
+
+    def complete_all(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> tuple[Completion, ...]:
+        """All `n` answers at once, in the order of their index."""
+        return self._drain(generate_request(prompt, **options), timeout_s)
+
+    def _start(self, request: pb.GenerateRequest, timeout_s: float | None) -> TextStream:
+        timeout_s = call_timeout_s(timeout_s, self.timeout_s)
+        with translated(self.address):
+            call = self._generation.Generate(request, timeout=timeout_s)
+        return TextStream(call, self.address, num_answers(request))
+
+    def _drain(
+        self, request: pb.GenerateRequest, timeout_s: float | None
+    ) -> tuple[Completion, ...]:
+        with self._start(request, timeout_s) as stream:
             for _ in stream:
                 pass
-            return stream.final
+            return stream.finals
 
     def info(self) -> pb.Info:
         with translated(self.address):

@@ -3,11 +3,14 @@
 LorryClientError              base: `code` is the name of the gRPC status
 ├── InvalidRequest            INVALID_ARGUMENT and its kin: `field` is wrong
 ├── NotFound                  NOT_FOUND: `resource` is the adapter's name
+├── Unauthenticated           UNAUTHENTICATED: the server asks for a token that it knows
+├── PermissionDenied          PERMISSION_DENIED: the token's role may not do this
 ├── Overloaded                RESOURCE_EXHAUSTED: a limit; `retry_after_s` when waiting helps
 ├── DeadlineExceeded          DEADLINE_EXCEEDED: `timeout_s` passed
 ├── Unavailable               UNAVAILABLE: nobody answers, or the server is starting or stopping
 ├── Cancelled                 CANCELLED: this client went away
 ├── ServerFault               everything else: a bug of the server, or a proxy's answer
+├── CredentialsError          a local token or certificate cannot be used; nothing was sent
 └── AdapterDirectoryError     a local file is missing or unreadable; nothing was stored
 
 Raised by client.py only. Imports neither grpc nor protobuf until an error is decoded, so that
@@ -23,6 +26,10 @@ from typing import Any, Protocol
 DETAILS_KEY = "grpc-status-details-bin"
 # gRPC's own words, which name neither the address nor what to do; a server's are kept.
 CONNECT_FAILURES = ("failed to connect", "errors resolving", "DNS resolution failed")
+UNTRUSTED_WORDS = "CERTIFICATE_VERIFY_FAILED: "
+OTHER_HOST_WORDS = "Hostname Verification Check failed"
+NO_TLS_WORDS = "WRONG_VERSION_NUMBER"
+CLOSED_WORDS = "Socket closed"
 DEADLINE_WORDS = "Deadline Exceeded"
 TOO_LONG_WORDS = "message larger than max"  # of gRPC itself, under the code of a full server
 
@@ -58,6 +65,14 @@ class NotFound(LorryClientError):
     """No adapter of this name."""
 
 
+class Unauthenticated(LorryClientError):
+    """No token was sent, or none that the server knows."""
+
+
+class PermissionDenied(LorryClientError):
+    """The server knows the token, and its role is not enough."""
+
+
 class Overloaded(LorryClientError):
     """A limit is reached: with a `retry_after_s` it passes, without one it stays."""
 
@@ -78,6 +93,13 @@ class ServerFault(LorryClientError):
     """Not this client's doing."""
 
 
+class CredentialsError(LorryClientError):
+    """`field` is the option of the client that cannot be used."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__("LOCAL_CREDENTIALS", message, field)
+
+
 class AdapterDirectoryError(LorryClientError):
     """`field` is the missing or unreadable file."""
 
@@ -90,6 +112,8 @@ KIND_OF_CODE: dict[str, type[LorryClientError]] = {
     "FAILED_PRECONDITION": InvalidRequest,
     "OUT_OF_RANGE": InvalidRequest,
     "NOT_FOUND": NotFound,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
     "RESOURCE_EXHAUSTED": Overloaded,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAVAILABLE": Unavailable,
@@ -119,8 +143,7 @@ def from_rpc(failure: RpcFailure, address: str) -> LorryClientError:
     code = str(failure.code().name)
     message = failure.details() or f"the call ended with {code} and no explanation"
     if code == "UNAVAILABLE" and message.startswith(CONNECT_FAILURES):
-        reason = message.rsplit(":", 1)[-1].strip(" ]")
-        message = f"no server can be reached at {address}: {reason}"
+        message = _not_reached(message, address)
     if code == "DEADLINE_EXCEEDED" and DEADLINE_WORDS in message:
         message = f"{address} had not answered in full when the call's timeout passed"
     if code == "RESOURCE_EXHAUSTED" and TOO_LONG_WORDS in message:
@@ -132,6 +155,21 @@ def from_rpc(failure: RpcFailure, address: str) -> LorryClientError:
     return KIND_OF_CODE.get(code, ServerFault)(
         code, message, details.field, details.retry_after_s, resource=details.resource
     )
+
+
+def _not_reached(message: str, address: str) -> str:
+    """GRPC's reason is the last of several; of a failed handshake it is not even that."""
+    if UNTRUSTED_WORDS in message:
+        why = message.partition(UNTRUSTED_WORDS)[2].partition(":")[0]
+        return f"the certificate of {address} is not trusted: {why}"
+    if OTHER_HOST_WORDS in message:
+        return f"the certificate of {address} is another host's"
+    if NO_TLS_WORDS in message:
+        return f"{address} does not speak TLS"
+    reason = message.rsplit(":", 1)[-1].strip(" ]")
+    if reason == CLOSED_WORDS:
+        reason = "the connection was closed, as by one who expects TLS or a client's certificate"
+    return f"no server can be reached at {address}: {reason}"
 
 
 def _too_long(message: str, address: str) -> InvalidRequest:

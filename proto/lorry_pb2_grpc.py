@@ -45,7 +45,8 @@ class GenerationServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Answers one prompt as a stream: text as it is made, then one final message.
+        """Answers one prompt, `n` times if asked to, as a stream: the prompt's log-probabilities if
+        asked for, text as it is made, and one final message for each answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,157 +1,164 @@
-"""What both clients say and hear, as pure functions: requests built, answers put together.
+"""What both clients ask, as pure functions: requests built, messages as plain data.
 
 Nothing here waits, connects or reads a file, so the sync and the async client share all of it
-and differ in their transport only. Imports protobuf, not grpc. Used by client.py and, for
-`to_plain`, by the command line.
+and differ in their transport only. Each value is checked in values.py; what comes back is put
+together in completion.py. Imports protobuf, not grpc. Used by client.py, async_client.py and,
+for `to_plain`, the command line.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, Unpack, cast
 
 from google.protobuf.message import Message
 
 from . import lorry_pb2 as pb
-from .errors import InvalidRequest, ServerFault
+from . import values
 
-REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+
+class ChatMessage(TypedDict):
+    role: str  # what the model's template knows: system, user, assistant, tool
+    content: str
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keywords of `generate` and `complete`; what is left out is the server's default."""
+    """Keywords of `generate` and `complete`; what is left out, or None, is the server's default."""
 
-    adapter: str  # name; empty: the base model
-    max_new_tokens: int
-    temperature: float  # 0: the most likely token, always
+    messages: Sequence[ChatMessage] | None  # in place of a prompt: by the model's own template
+    template: Mapping[str, object] | None  # further variables of it: tools, documents, switches
+    adapter: str | None  # name; empty: the base model
+    max_new_tokens: int | None
+    n: int | None  # answers to this prompt
+    temperature: float | None  # 0: the most likely token, always
     seed: int | None  # None: the server draws one and returns it
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    ttft_s: float  # bounds asked for; 0: the server's
-    tpot_s: float
+    top_k: int | None  # of the most likely tokens; 0: all
+    top_p: float | None  # smallest set of this much probability; 1: all
+    min_p: float | None  # of the likeliest token's probability; 0: all
+    repetition_penalty: float | None  # 1: none
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None  # by token id, added to its logit
+    stop: str | Sequence[str] | None  # texts that end the answer
+    include_stop: bool | None  # whether such a text stays
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    logprobs: int | None  # this many of the most likely tokens beside each; None: none at all
+    prompt_logprobs: int | None
+    ttft_s: float | None  # bounds asked for; 0: the server's
+    tpot_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-    preemptions: int  # times the request gave way and was recomputed
+Given = Mapping[str, object]  # options without those that are None
+Reader = Callable[[str, object], Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """On the server's clock."""
-
-    queue_s: float  # receipt by the engine -> first scheduled
-    load_s: float  # part of it while the adapter was on its way
-    prefill_s: float  # first scheduled -> first token
-    ttft_s: float  # receipt by the front end -> first token
-    tpot_s: float  # (last - first) / (tokens - 1); 0 for one token
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole answer."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    reason: str  # stop, length
-    usage: Usage
-    timing: Timing
-    seed: int  # the one used; with the same prompt and adapter it gives these tokens again
-    adapter_version: int  # 0: the base model
+# Options that are a field of the same name, by the message they are in.
+REQUEST: dict[str, Reader] = {
+    "adapter": values.text,
+    "max_new_tokens": values.count,
+    "n": values.count,
+    "include_stop": values.flag,
+    "ignore_eos": values.flag,
+    "logprobs": values.count,
+    "prompt_logprobs": values.count,
+}
+SAMPLING: dict[str, Reader] = {
+    "temperature": values.number,
+    "seed": values.seed,
+    "top_k": values.count,
+    "top_p": values.number,
+    "min_p": values.number,
+    "repetition_penalty": values.number,
+    "presence_penalty": values.number,
+    "frequency_penalty": values.number,
+}
+SLO: dict[str, Reader] = {"ttft_s": values.number, "tpot_s": values.number}
 
 
 def generate_request(
-    prompt: str | Sequence[int],
-    *,
-    adapter: str = "",
-    max_new_tokens: int = 0,
-    temperature: float = 0.0,
-    seed: int | None = None,
-    stop_token_ids: Sequence[int] = (),
-    ignore_eos: bool = False,
-    ttft_s: float = 0.0,
-    tpot_s: float = 0.0,
+    prompt: str | Sequence[int] | None = None, **options: Unpack[GenerateOptions]
 ) -> pb.GenerateRequest:
-    """`prompt` is text, or token ids of the model's own vocabulary.
+    """`prompt` is text, or token ids of the model's own vocabulary; None with `messages`.
 
     Raises:
-        InvalidRequest: a number that the wire cannot carry; names the field.
+        InvalidRequest: what the wire cannot carry; names the field.
+        TypeError: there is no such option.
     """
+    if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
+        raise TypeError(f"generate has no option {unknown[0]!r}")
+    given: Given = {name: value for name, value in options.items() if value is not None}
     request = pb.GenerateRequest(
-        adapter=adapter,
-        max_new_tokens=_unsigned("max_new_tokens", max_new_tokens, 32),
-        sampling=pb.Sampling(temperature=temperature),
-        slo=pb.Slo(ttft_s=ttft_s, tpot_s=tpot_s),
-        stop_token_ids=[_unsigned("stop_token_ids", token, 32) for token in stop_token_ids],
-        ignore_eos=ignore_eos,
+        sampling=pb.Sampling(
+            logit_bias=values.bias("sampling.logit_bias", given.get("logit_bias", {}))
+        ),
+        slo=pb.Slo(),
+        stop=values.texts("stop", given.get("stop", ())),
+        stop_token_ids=values.ids("stop_token_ids", given.get("stop_token_ids", ())),
     )
-    if isinstance(prompt, str):
-        request.text = _encodable(prompt)
-    elif isinstance(prompt, bytes | bytearray | memoryview):
-        # A sequence of numbers to Python; nobody means these as token ids.
-        kind = type(prompt).__name__
-        raise InvalidRequest(
-            "INVALID_ARGUMENT", f"prompt is {kind}; give text (str) or token ids", "prompt"
-        )
-    else:
-        ids = [_unsigned("token_ids", token, 32) for token in prompt]
-        request.token_ids.CopyFrom(pb.TokenIds(ids=ids))
-    if seed is not None:
-        request.sampling.seed = _unsigned("sampling.seed", seed, 64)
+    _fill(request, REQUEST, given)
+    _fill(request.sampling, SAMPLING, given, "sampling.")
+    _fill(request.slo, SLO, given, "slo.")
+    _set_prompt(request, prompt, given)
     return request
 
 
-class Transcript:
-    """Collects one stream of `Generate` into a completion."""
+def _fill(message: Message, readers: Mapping[str, Reader], given: Given, within: str = "") -> None:
+    for name, read in readers.items():
+        if name in given:
+            setattr(message, name, read(f"{within}{name}", given[name]))
 
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self._texts: list[str] = []
-        self._final: pb.Final | None = None
 
-    def add(self, response: pb.GenerateResponse) -> str | None:
-        """The text this message brought, maybe empty; None for the final message."""
-        if response.HasField("final"):
-            self._final = response.final
-            return None
-        self.token_ids.extend(response.chunk.token_ids)
-        self._texts.append(response.chunk.text)
-        return response.chunk.text
+def num_answers(request: pb.GenerateRequest) -> int:
+    return request.n or 1
 
-    def completion(self) -> Completion:
-        """The whole answer, once the stream has ended.
 
-        Raises:
-            ServerFault: the stream ended, or was left, before its final message.
-        """
-        final = self._final
-        if final is None:
-            raise ServerFault("DATA_LOSS", "the answer has no final message: it is not whole")
-        usage, timing = final.usage, final.timing
-        return Completion(
-            text="".join(self._texts),
-            token_ids=tuple(self.token_ids),
-            reason=REASONS.get(final.reason, "unspecified"),
-            usage=Usage(usage.prompt_tokens, usage.completion_tokens, usage.preemptions),
-            timing=Timing(
-                queue_s=timing.queue_s,
-                load_s=timing.load_s,
-                prefill_s=timing.prefill_s,
-                ttft_s=timing.ttft_s,
-                tpot_s=timing.tpot_s,
-            ),
-            seed=final.seed,
-            adapter_version=final.adapter_version,
+def check_single(request: pb.GenerateRequest) -> None:
+    """`complete` gives one answer: the others would be lost without a word."""
+    if num_answers(request) != 1:
+        values.refuse("n", f"n is {request.n}; complete_all gives more than one answer")
+
+
+def _set_prompt(request: pb.GenerateRequest, prompt: object, given: Given) -> None:
+    messages = given.get("messages")
+    if (prompt is None) == (messages is None):
+        found = "both are" if messages is not None else "neither is"
+        values.refuse("prompt", f"give either a prompt or messages; {found} given")
+    template_json = values.json_object("template", given.get("template", {}))
+    if messages is not None:
+        request.chat.CopyFrom(_chat(messages, template_json))
+    elif template_json:
+        values.refuse("template", "template is given without messages to put into it")
+    elif isinstance(prompt, str):
+        request.text = values.text("text", prompt)
+    else:
+        # Never by its truth: an array has none, and one of token 0 would be false.
+        request.token_ids.SetInParent()
+        request.token_ids.ids.extend(values.ids("prompt", prompt, named="token_ids"))
+
+
+def _chat(messages: object, template_json: str) -> pb.Chat:
+    chat = pb.Chat(template_json=template_json)
+    for place, message in enumerate(values.items("messages", messages, "a list of messages")):
+        field = f"chat.messages[{place}]"
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            values.refuse(field, f"{field} is {kind}; it must be a mapping of role and content")
+        turn = cast("Mapping[str, object]", message)
+        if set(turn) != {"role", "content"}:
+            keys = sorted(map(str, turn))
+            values.refuse(field, f"{field} has the keys {keys}; it must have role and content")
+        chat.messages.add(
+            role=values.text(f"{field}.role", turn["role"]),
+            content=values.text(f"{field}.content", turn["content"]),
         )
+    return chat
 
 
 def list_request(prefix: str, page_size: int, page_token: str) -> pb.ListAdaptersRequest:
     return pb.ListAdaptersRequest(
-        prefix=prefix, page_size=_unsigned("page_size", page_size, 32), page_token=page_token
+        prefix=values.text("prefix", prefix),
+        page_size=values.count("page_size", page_size),
+        page_token=page_token,
     )
 
 
@@ -179,30 +186,3 @@ def _plain_value(field: object, value: object) -> object:
     if enum is not None and value in enum.values_by_number:
         return enum.values_by_number[value].name
     return value
-
-
-def _unsigned(field: str, value: int, bits: int) -> int:
-    limit = (1 << bits) - 1
-    try:
-        whole = operator.index(value)
-    except TypeError as error:
-        raise InvalidRequest(
-            "INVALID_ARGUMENT", f"{field} is {value!r}; it must be an integer, 0 to {limit}", field
-        ) from error
-    if not 0 <= whole <= limit:
-        raise InvalidRequest(
-            "INVALID_ARGUMENT", f"{field} is {whole}; it must be 0 to {limit}", field
-        )
-    return whole
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            "INVALID_ARGUMENT",
-            f"text has a lone surrogate at character {error.start}, which UTF-8 cannot carry",
-            "text",
-        ) from error
-    return text

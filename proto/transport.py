@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from .completion import Completion, Transcript
 from .errors import Cancelled, Unavailable, from_rpc
-from .messages import Completion, Transcript
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 CHANNEL_OPTIONS = (
@@ -23,7 +23,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     # A server that has just started is found within a second, not after a backoff of minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name also the time that one attempt to connect is given.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
 )
@@ -54,20 +55,25 @@ def translated(address: str) -> Generator[None]:
 class StreamFace:
     """What a stream of either transport shows besides its items."""
 
-    def __init__(self, call: Any, address: str) -> None:
+    def __init__(self, call: Any, address: str, num_answers: int = 1) -> None:
         self._call = call
         self._address = address
-        self._transcript = Transcript()
+        self._transcript = Transcript(num_answers)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """All tokens so far."""
+        """All tokens so far, of the first answer."""
         return tuple(self._transcript.token_ids)
 
     @property
     def final(self) -> Completion:
-        """The whole answer, after the last item."""
-        return self._transcript.completion()
+        """The whole answer, after the last item; the first of several."""
+        return self._transcript.completions()[0]
+
+    @property
+    def finals(self) -> tuple[Completion, ...]:
+        """All `n` answers, after the last item."""
+        return self._transcript.completions()
 
     def close(self) -> None:
         """Cancels what has not come yet; the server frees the request within a step."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .execution.batch import StepRow
 from .memory.pool import Pool
 from .memory.residency import Residency
+from .scheduling.commit import tells
 from .scheduling.records import BASE_ID, PlannedRun, StepPlan
 from .scheduling.state import SchedulerState
 
@@ -37,6 +38,8 @@ def _step_row(run: PlannedRun, state: SchedulerState, pool: Pool, residency: Res
         pages=pool.kv_pages(run.row),
         adapter_slot=BASE_SLOT if adapter_id == BASE_ID else residency.slot_of(adapter_id),
         sample=end == len(known),
-        temperature=request.temperature,
-        seed=request.seed,
+        sampling=request.sampling,
+        known_ids=known,
+        num_prompt=len(request.prompt_ids),
+        tell=tells(state, run),
     )

@@ -7,15 +7,20 @@ Knows no message. Used by the supervisor; `Child` is what its tests put in place
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from .config import ServerConfig
 
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
+ENGINE_NAME, STORE_NAME = "lorry-engine", "lorry-store"  # at most 15 bytes
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -30,6 +35,10 @@ class Child(Protocol):
         ...
 
     def kill(self) -> None: ...
+
+    def work(self) -> int | None:
+        """Grows while it computes, in any unit; None where the system does not tell."""
+        ...
 
 
 class ProcessChild:
@@ -52,18 +61,28 @@ class ProcessChild:
     def kill(self) -> None:
         self._process.kill()
 
+    def work(self) -> int | None:
+        """Ticks of the processor, in user code and in the kernel."""
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except OSError:
+            return None
+        # The second field is the program's name in brackets, which may hold spaces.
+        after_name = stat.rpartition(")")[2].split()
+        return int(after_name[11]) + int(after_name[12])
+
 
 def spawn_engine(config: ServerConfig) -> Child:
-    return ProcessChild("lorry-engine", engine_main, config)
+    return ProcessChild(ENGINE_NAME, engine_main, config)
 
 
 def spawn_store(config: ServerConfig) -> Child:
-    return ProcessChild("lorry-store", store_main, config)
+    return ProcessChild(STORE_NAME, store_main, config)
 
 
 def engine_main(conn: Connection, config: ServerConfig) -> None:
     """Runs in the engine's process."""
-    _prepare()
+    prepare_engine()
     from .engine_process import run_engine
 
     run_engine(conn, config)
@@ -71,7 +90,7 @@ def engine_main(conn: Connection, config: ServerConfig) -> None:
 
 def store_main(conn: Connection, config: ServerConfig) -> None:
     """Runs in the store worker's process."""
-    _prepare()
+    _prepare(STORE_NAME)
     from ..adapters.limits import StoreLimits
     from .store_worker import run_store_worker
 
@@ -86,7 +105,35 @@ def log_to_stderr() -> None:
     logging.getLogger("lorry").setLevel(logging.INFO)
 
 
-def _prepare() -> None:
+def prepare_engine() -> None:
+    """What an engine's process does before anything slow."""
+    _prepare(ENGINE_NAME)
+    _leave_with_parent()
+
+
+def _leave_with_parent() -> None:
+    """The engine goes the moment the front end does, and its memory with it.
+
+    The end of the pipe is only read between two steps, and not at all while a model is loaded.
+    The store worker is spared: it finishes what it is writing.
+    """
+    if not _prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
+        return  # the pipe alone has to do
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)  # it was gone before we asked
+
+
+def _prctl(option: int, value: int | bytes) -> bool:
+    """Whether this system has it: Linux does."""
+    try:
+        return ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
+    except (AttributeError, OSError):
+        return False
+
+
+def _prepare(name: str) -> None:
+    _prctl(PR_SET_NAME, name.encode())  # what `ps` and `top` show
     # A Ctrl-C or a service manager's SIGTERM reaches the whole group; the front end drains
     # first and then tells its children.
     ignored: Any = signal.SIG_IGN

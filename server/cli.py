@@ -1,34 +1,35 @@
 """The `lorry` command: what can be asked for, and the exit code of each answer.
 
-Joins the commands; the larger ones live in cli_serve.py and cli_adapter.py. Heavy libraries
-(torch, grpc, rich) are imported by the command that needs them, so help stays quick. The one
-upward call of the house is here: `lorry bench` loads `lorry.bench` by name, and nothing else
-of the server knows that it exists.
+Joins the commands; the larger ones live in cli_serve, cli_adapter, cli_generate and cli_token.
+Heavy libraries (torch, grpc, rich) are imported by the command that needs them, so help stays
+quick. The one upward call of the house is here: `lorry bench` loads `lorry.bench` by name, and
+nothing else of the server knows that it exists.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .cli_adapter import app as adapter_app
-from .cli_options import CALL_TIMEOUT_S, DEFAULT_ADDRESS, Address, AsJson
+from .cli_connection import Connection, connecting
+from .cli_generate import generate
+from .cli_options import CALL_TIMEOUT_S, AsJson
 from .cli_output import EXIT_OK, EXIT_USAGE, answering, complain, format_bytes, print_json
 from .cli_output import print_table as print_rows
 from .cli_serve import serve, supervise
+from .cli_token import app as token_app
 
 if TYPE_CHECKING:
-    from ..proto.client import Client, TextStream
+    from ..proto.client import Client
     from ..proto.lorry_pb2 import Info, Stats
-    from ..proto.messages import Completion
     from .config import ServerConfig
 
 # Each is a module of lorry.bench with `main(argv) -> int`.
-BENCHES = ("demo", "throughput")
+BENCHES = ("demo", "overhead", "throughput")
 
 app = typer.Typer(
     name="lorry",
@@ -39,7 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve)
+app.command()(generate)
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(token_app, name="token")
 
 
 def main(
@@ -74,91 +77,25 @@ def options(
 
 
 @app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    *,
-    adapter: Annotated[str, typer.Option(help="Adapter by name; none: the base model.")] = "",
-    max_new_tokens: Annotated[
-        int, typer.Option(min=0, help="Length of the answer; 0: the server's default.")
-    ] = 0,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0: always the most likely token.")
-    ] = 0.0,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Repeats an answer; unset: the server draws one.")
-    ] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Print text as it comes, or at the end.")
-    ] = True,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds for the whole answer.")
-    ] = None,
-    address: Address = DEFAULT_ADDRESS,
-    as_json: AsJson = False,
-) -> None:
-    """Answer one prompt."""
-    from ..proto.client import Client
-
-    with answering(as_json), Client(address, timeout_s=timeout) as client:
-        with client.generate(
-            prompt,
-            adapter=adapter,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-        ) as answer:
-            final = _print_answer(answer, live=stream and not as_json)
-        if as_json:
-            from dataclasses import asdict
-
-            print_json(asdict(final))
-            return
-        if not stream:
-            typer.echo(final.text)
-        complain(_usage_line(final))
-
-
-def _print_answer(answer: TextStream, *, live: bool) -> Completion:
-    begun = False
-    try:
-        for text in answer:
-            if live and text:
-                begun = True
-                sys.stdout.write(text)
-                sys.stdout.flush()
-    finally:
-        if begun:  # the usage line, or an error, begins on a line of its own
-            typer.echo("")
-    return answer.final
-
-
-def _usage_line(final: Completion) -> str:
-    usage, timing = final.usage, final.timing
-    return (
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {final.reason}, "
-        f"ttft {timing.ttft_s * 1000:.0f} ms, tpot {timing.tpot_s * 1000:.1f} ms, "
-        f"seed {final.seed}"
-    )
-
-
-@app.command()
+@connecting
 def info(
+    *,
     wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait until the server serves.")
     ] = 0.0,
-    address: Address = DEFAULT_ADDRESS,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Show what the server serves and what it is doing."""
-    from ..proto.client import Client
     from ..proto.messages import to_plain
 
-    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+    with answering(as_json), connection.client(timeout_s=CALL_TIMEOUT_S) as client:
         served, stats = _ask_info(client, wait)
     if as_json:
         print_json({"info": to_plain(served), "stats": to_plain(stats)})
         return
-    print_rows(("field", "value"), _info_rows(served, stats), title=f"Lorry at {address}")
+    title = f"Lorry at {connection.address}"
+    print_rows(("field", "value"), _info_rows(served, stats), title=title)
     if stats.residents:
         print_rows(
             ("adapter", "version", "pages", "requests", "state"),
@@ -189,6 +126,7 @@ def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
         ("device", f"{served.device}, {served.dtype}"),
         ("fingerprint", served.fingerprint),
         ("context", f"{served.max_model_len} tokens"),
+        ("chat template", "yes" if served.has_chat_template else "no"),
         ("largest rank", served.max_rank),
         ("sites", " ".join(served.sites)),
         (

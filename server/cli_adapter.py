@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..proto.errors import LorryClientError, Unavailable
-from .cli_options import CALL_TIMEOUT_S, DEFAULT_ADDRESS, Address, AsJson
+from ..proto.errors import LorryClientError, PermissionDenied, Unauthenticated, Unavailable
+from .cli_connection import Connection, connecting
+from .cli_options import CALL_TIMEOUT_S, AsJson
 from .cli_output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -38,10 +39,21 @@ app = typer.Typer(
     help="Upload, list, show and delete adapters.", no_args_is_help=True, rich_markup_mode=None
 )
 
-COLUMNS = ("name", "version", "rank", "pages", "uploaded", "weights", "targets", "created")
+COLUMNS = (
+    "name",
+    "version",
+    "rank",
+    "pages",
+    "uploaded",
+    "weights",
+    "rounding",
+    "targets",
+    "created",
+)
 
 
 @app.command()
+@connecting
 def upload(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="PEFT directories.")],
     name: Annotated[
@@ -50,7 +62,8 @@ def upload(
     base_fingerprint: Annotated[
         str, typer.Option(help="Refuse unless the server's base has this fingerprint.")
     ] = "",
-    address: Address = DEFAULT_ADDRESS,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Upload adapters as PEFT saved them.
@@ -63,18 +76,17 @@ def upload(
     if twice := _named_twice(directories):
         complain(f"{twice}, and the second would replace the first; upload one with --name")
         raise typer.Exit(EXIT_USAGE)
-    from ..proto.client import Client
 
     stored: list[Adapter] = []
     failed: list[tuple[Path, LorryClientError]] = []
-    with Client(address) as client, _progress(enabled=not as_json) as track:
+    with answering(as_json), connection.client() as client, _progress(enabled=not as_json) as track:
         for directory in directories:
             try:
                 stored.append(_upload_one(client, directory, name, base_fingerprint, track))
             except LorryClientError as error:
                 failed.append((directory, error))
-                if isinstance(error, Unavailable):
-                    break  # the rest would fail alike, after a wait each
+                if isinstance(error, (Unavailable, Unauthenticated, PermissionDenied)):
+                    break  # the rest would fail alike, some after a wait each
     _report_uploads(stored, failed, as_json=as_json)
     if failed:
         codes = {exit_code(error) for _, error in failed}
@@ -142,16 +154,17 @@ def _names_by_note(adapters: Sequence[Adapter]) -> dict[str, list[str]]:
 
 
 @app.command("list")
+@connecting
 def list_adapters(
     prefix: Annotated[str, typer.Option(help="Only names that begin with this.")] = "",
-    address: Address = DEFAULT_ADDRESS,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """List the stored adapters by name."""
-    from ..proto.client import Client
     from ..proto.messages import to_plain
 
-    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+    with answering(as_json), connection.client(timeout_s=CALL_TIMEOUT_S) as client:
         adapters = list(client.adapters.list(prefix))
     if as_json:
         print_json({"adapters": [to_plain(adapter) for adapter in adapters]})
@@ -160,12 +173,12 @@ def list_adapters(
 
 
 @app.command()
-def show(name: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+@connecting
+def show(name: str, *, connection: Connection, as_json: AsJson = False) -> None:
     """Show everything the server knows of one adapter."""
-    from ..proto.client import Client
     from ..proto.messages import to_plain
 
-    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+    with answering(as_json), connection.client(timeout_s=CALL_TIMEOUT_S) as client:
         plain = to_plain(client.adapters.get(name))
     if as_json:
         print_json(plain)
@@ -174,11 +187,10 @@ def show(name: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False)
 
 
 @app.command()
-def delete(name: str, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+@connecting
+def delete(name: str, *, connection: Connection, as_json: AsJson = False) -> None:
     """Delete an adapter; requests that run on it finish first."""
-    from ..proto.client import Client
-
-    with answering(as_json), Client(address, timeout_s=CALL_TIMEOUT_S) as client:
+    with answering(as_json), connection.client(timeout_s=CALL_TIMEOUT_S) as client:
         version = client.adapters.delete(name)
     if as_json:
         print_json({"name": name, "version": version})
@@ -195,6 +207,7 @@ def _row(adapter: Adapter) -> tuple[object, ...]:
         adapter.num_pages,
         format_bytes(adapter.size_bytes),
         format_bytes(adapter.weight_bytes),
+        _rounding(adapter),
         " ".join(adapter.target_modules),
         created.strftime("%Y-%m-%d %H:%M:%S"),
     )
@@ -233,3 +246,10 @@ def _progress(*, enabled: bool) -> Generator[Track]:
             return moved
 
         yield track
+
+
+def _rounding(adapter: Adapter) -> str:
+    """The largest change of a weight by the cast to the pool's dtype; empty: not packed yet."""
+    if not adapter.num_pages:
+        return ""
+    return f"{adapter.rounding_error:.1e}" if adapter.rounding_error else "none"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..proto.errors import AdapterDirectoryError, LorryClientError, Unavailable
+from ..proto.errors import AdapterDirectoryError, CredentialsError, LorryClientError, Unavailable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ PIPE_COLUMNS = 200
 def exit_code(error: LorryClientError) -> int:
     if isinstance(error, Unavailable):
         return EXIT_UNREACHABLE
-    if isinstance(error, AdapterDirectoryError):
+    if isinstance(error, (AdapterDirectoryError, CredentialsError)):
         return EXIT_USAGE
     return EXIT_REFUSED
 
@@ -77,7 +77,13 @@ def answering(as_json: bool) -> Generator[None]:
         raise typer.Exit(exit_code(error)) from error
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    *,
+    to_stderr: bool = False,
+) -> None:
     """Numbers are set to the right."""
     from rich.table import Table
     from rich.text import Text
@@ -90,7 +96,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     for row in cells:
         # Text, not str: a name may hold square brackets, which rich would read as markup.
         table.add_row(*(Text(str(cell)) for cell in row))
-    console().print(table)
+    console(to_stderr=to_stderr).print(table)
 
 
 def console(*, to_stderr: bool = False) -> Console:

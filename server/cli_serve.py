@@ -82,9 +82,27 @@ def serve(
         int, typer.Option(help="Prometheus endpoint; -1: none, 0: any free port.")
     ] = SERVICE.metrics_port,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Listen beyond this machine, unauthenticated.")
+        bool, typer.Option("--allow-remote", help="Listen beyond this machine without --tokens.")
     ] = SERVICE.allow_remote,
     max_upload_bytes: Annotated[int, _size("Largest adapter accepted.")] = MAX_UPLOAD_BYTES,  # pyright: ignore[reportArgumentType]
+    tokens: Annotated[
+        Path | None, typer.Option(help="Who may call: a file of `lorry token`; none: everybody.")
+    ] = SERVICE.tokens,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="The server's certificate, PEM, chain included.")
+    ] = SERVICE.tls_cert,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="The certificate's private key, PEM.")
+    ] = SERVICE.tls_key,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Only clients with a certificate of these, PEM.")
+    ] = SERVICE.tls_client_ca,
+    behind_tls: Annotated[
+        bool, typer.Option("--behind-tls", help="TLS ends in front: take tokens unencrypted.")
+    ] = SERVICE.behind_tls,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of the Prometheus endpoint, which asks for no token.")
+    ] = SERVICE.metrics_host,
     debug: Annotated[
         bool, typer.Option("--debug", help="Audit and poison freed pages at every step.")
     ] = False,
@@ -110,6 +128,12 @@ def serve(
             metrics_port=metrics_port,
             allow_remote=allow_remote,
             max_upload_bytes=max_upload_bytes,
+            tokens=tokens,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            behind_tls=behind_tls,
+            metrics_host=metrics_host,
         ),
         debug=debug,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_PORT = 65535
+TOKEN_VARIABLE = "LORRY_TOKEN"
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -55,8 +57,14 @@ class ServiceConfig:
     store: Path = Path("lorry-store")  # adapters, durable
     drain_s: float = 30.0  # open requests get this long after SIGTERM
     metrics_port: int = -1  # -1: no Prometheus endpoint; 0: any free one
-    allow_remote: bool = False  # there is no authentication yet, so this is asked for in words
+    allow_remote: bool = False  # listen beyond this machine although nobody shows who they are
     max_upload_bytes: int = 4 * GIB
+    tokens: Path | None = None  # who may call; None: whoever reaches the address
+    tls_cert: Path | None = None  # PEM; None: no TLS
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # PEM; only clients with a certificate of these
+    behind_tls: bool = False  # TLS ends in front of this server, so tokens arrive in the clear
+    metrics_host: str = "127.0.0.1"  # the endpoint knows no tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +108,44 @@ class ServerConfig:
                 f"({self.scheduling.max_running}): every running request decodes one token a step",
                 field="--max-step-tokens",
             )
-        if not self.service.allow_remote and not _is_local(self.service.host):
-            raise ConfigError(
-                f"--host is {self.service.host}, reachable from elsewhere, and this server has no "
-                "authentication; say --allow-remote if the network is yours alone",
-                field="--host",
-            )
+        _check_access(self.service)
         return self
+
+
+def _check_access(service: ServiceConfig) -> None:
+    """What is asked of a server that others can reach."""
+    if service.tls_cert is None and service.tls_key is not None:
+        raise ConfigError("--tls-key is given and --tls-cert is not", field="--tls-cert")
+    if service.tls_cert is not None and service.tls_key is None:
+        raise ConfigError("--tls-cert is given and --tls-key is not", field="--tls-key")
+    if service.tls_client_ca is not None and service.tls_cert is None:
+        raise ConfigError(
+            "--tls-client-ca is given and --tls-cert is not: clients show their certificates "
+            "over TLS alone",
+            field="--tls-cert",
+        )
+    if is_local(service.host):
+        return
+    # A certificate is an answer: then those whom the operator gave one are all admins.
+    if service.tokens is None and service.tls_client_ca is None and not service.allow_remote:
+        raise ConfigError(
+            f"--host is {service.host}, reachable from elsewhere, and whoever reaches it may do "
+            "everything; give --tokens, or --tls-client-ca to let in holders of a certificate "
+            "alone, or say --allow-remote if the network is yours alone",
+            field="--host",
+        )
+    if service.tokens is not None and service.tls_cert is None and not service.behind_tls:
+        raise ConfigError(
+            f"--host is {service.host}, reachable from elsewhere, and without TLS tokens can be "
+            "read on the way; give --tls-cert and --tls-key, or say --behind-tls if TLS ends "
+            "in front of this server",
+            field="--host",
+        )
+
+
+def token_of_environment() -> str:
+    """What client commands show a server when they are given no file; empty: nothing."""
+    return os.environ.get(TOKEN_VARIABLE, "").strip()
 
 
 def _at_least(flag: str, value: float, limit: float) -> None:
@@ -124,7 +163,7 @@ def _between(flag: str, value: int, low: int, high: int) -> None:
         raise ConfigError(f"{flag} is {value}; it must be {low} to {high}", field=flag)
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     if host == "localhost":
         return True
     try:

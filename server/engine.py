@@ -40,11 +40,13 @@ from .seam import (
     Finish,
     Forget,
     Progress,
+    PromptLogprobs,
     Reject,
     Released,
     Report,
     Shutdown,
     StatsAnswer,
+    Stop,
     Submit,
 )
 from .stats import Counters, HostTierView, engine_stats
@@ -127,7 +129,8 @@ class Engine:
             self._state, plan, result.tokens, self._clock.now_s(), broken=result.not_finite
         )
         self._count(plan, num_decode=sum(not row.token_ids for row in rows))
-        self._publish(outcomes)
+        self._tell(result)
+        self._publish(outcomes, result)
         patience_s = self._patience_s(plan)
         self._audit(now_s, idle=patience_s > 0)
         return patience_s
@@ -147,6 +150,10 @@ class Engine:
                 if row is not None:  # else a cancel has crossed the last token
                     self.counters.requests_cancelled += 1
                     self._leave(row)
+            case Stop(request_id=request_id):
+                row = self._state.row_of(request_id)
+                if row is not None:
+                    self._end_request(row, Ending.STOP)
             case Forget(key=key):
                 self._residency.doom(key)
                 self._detach_departed()
@@ -218,10 +225,17 @@ class Engine:
 
     # Requests
 
-    def _publish(self, outcomes: tuple[Outcome, ...]) -> None:
+    def _tell(self, result: StepResult) -> None:
+        for told in result.told:
+            request_id = self._state.request(told.row).request_id
+            self._events.append(PromptLogprobs(request_id, told.first_position, told.logprobs))
+
+    def _publish(self, outcomes: tuple[Outcome, ...], result: StepResult) -> None:
         for outcome in outcomes:
             if outcome.token is not None:
-                self._events.append(Progress(outcome.request_id, (outcome.token,)))
+                wanted = outcome.row in result.logprobs
+                logprobs = (result.logprobs[outcome.row],) if wanted else ()
+                self._events.append(Progress(outcome.request_id, (outcome.token,), logprobs))
             if outcome.ending is not None:
                 self._end_request(outcome.row, outcome.ending)
         self._detach_departed()

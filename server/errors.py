@@ -3,7 +3,11 @@
 LorryError                    base of the tree; each class has one gRPC status (rpc/status.py)
 ├── InvalidRequest            the client: a field is wrong; names field, value and limit
 │   └── RequestTooLarge       the client: could never fit, with the arithmetic
+├── Unauthenticated           the client: no token that this server knows came with the call
+├── PermissionDenied          the client: the role of its token may not call this
+├── TokensUnreadable          the operator: the file of tokens cannot be read; nobody is let in
 ├── Overloaded                nobody: the queue is full; says when to come back
+├── ClientTooSlow             the client: it does not read what it asked for; its call is ended
 ├── DeadlineExceeded          the client's deadline passed while waiting or running
 ├── Draining                  the operator: the server is stopping, try another
 ├── EngineUnavailable         the engine died or is not up yet; it is being restarted
@@ -38,12 +42,32 @@ class RequestTooLarge(InvalidRequest):
     """Needs more than the server has, however long it waits."""
 
 
+class Unauthenticated(LorryError):
+    """No token came with the call, or none that this server knows; never says which."""
+
+
+class PermissionDenied(LorryError):
+    """The token is known and its role is not enough."""
+
+
+class TokensUnreadable(LorryError):
+    """`retry_after_s`: when the file is looked at again."""
+
+    def __init__(self, message: str, *, field: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, field=field)
+        self.retry_after_s = retry_after_s
+
+
 class Overloaded(LorryError):
     """`retry_after_s`: when a place is likely to be free."""
 
     def __init__(self, message: str, *, field: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message, field=field)
         self.retry_after_s = retry_after_s
+
+
+class ClientTooSlow(LorryError):
+    """The client does not read what it asked for; the sentence names the limit."""
 
 
 class DeadlineExceeded(LorryError):

@@ -14,6 +14,7 @@ from ..adapters.key import AdapterCard, AdapterKey
 from .errors import LorryError
 from .execution.info import EngineInfo
 from .scheduling.records import RowTimings
+from .scheduling.sampling import SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,7 @@ class Submit:
     adapter: AdapterCard | None  # None: the base model
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
-    temperature: float
-    seed: int
+    sampling: SamplingParams
     stop_ids: frozenset[int]  # a token among them ends the answer and is part of it
     ttft_s: float  # the request's own bounds
     tpot_s: float
@@ -33,6 +33,16 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The front end has seen a stop string: end the answer as a stop token would.
+
+    Crosses tokens that were made meanwhile; the answer to it is a `Finish` with reason stop.
+    """
+
     request_id: int
 
 
@@ -58,7 +68,7 @@ class Shutdown:
     """Stop once this is read; open requests are answered with Draining."""
 
 
-Command = Submit | Cancel | Forget | AskStats | Shutdown
+Command = Submit | Cancel | Stop | Forget | AskStats | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,16 @@ FirstMessage = EngineInfo | StartFailed
 class Progress:
     request_id: int
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one a token where asked for, else empty
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """A stretch of the prompt, in order and each place once, before the first `Progress`."""
+
+    request_id: int
+    first_position: int  # of the first entry's token in the prompt; 1 or more
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +134,7 @@ class PageRunStats:
     kind: str  # free, kv, adapter
     count: int
     owner: str
+    tenant: str = ""  # of the owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +165,7 @@ class StatsAnswer:
     stats: EngineStats
 
 
-Event = Progress | Finish | Reject | Released | StatsAnswer
+Event = Progress | PromptLogprobs | Finish | Reject | Released | StatsAnswer
 
 
 @dataclass(frozen=True, slots=True)

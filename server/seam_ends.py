@@ -31,8 +31,11 @@ class PipeEnd:
         if self._wake_read in ready:
             self._clear_wakes()
         commands: list[Command] = []
-        while self._conn.poll(0):
-            commands.extend(self._conn.recv())
+        try:
+            while self._conn.poll(0):
+                commands.extend(self._conn.recv())
+        except ConnectionError as error:  # killed with our reports unread
+            raise EOFError from error
         return commands
 
     def send(self, report: Report) -> None:

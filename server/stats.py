@@ -72,13 +72,16 @@ def engine_stats(
 
 
 def _page_runs(state: SchedulerState, pool: Pool, residency: Residency) -> tuple[PageRunStats, ...]:
-    def name(owner: Owner | None) -> str:
+    def named(owner: Owner | None) -> tuple[str, str]:
+        """What the owner is called, and by which tenant."""
         match owner:
             case None:
-                return ""
+                return "", ""
             case KvOwner(row=row):
-                return str(state.request(row).request_id)
+                request = state.request(row)
+                return str(request.request_id), request.tenant
             case AdapterOwner(adapter_id=adapter_id):
-                return residency.key_of(adapter_id).name
+                key = residency.key_of(adapter_id)
+                return key.name, key.tenant
 
-    return tuple(PageRunStats(run.kind, run.count, name(run.owner)) for run in pool.page_runs())
+    return tuple(PageRunStats(run.kind, run.count, *named(run.owner)) for run in pool.page_runs())

@@ -1,6 +1,6 @@
 """The life of a server: start the front end and its two children, keep them up, stop them.
 
-Owns the order of start and drain, the backoff of restarts and the lines an operator reads.
+Owns the order of start and drain and the lines an operator reads; keeper.py keeps each child up.
 What can be refused before a process is started (no model, a store in use) is. Knows neither
 handlers nor plans. `serve` is called by the CLI; the process it is called in
 becomes the front end.
@@ -9,12 +9,12 @@ becomes the front end.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,11 @@ from .children import Child, log_to_stderr, spawn_engine, spawn_store
 from .clock import Clock, MonotonicClock
 from .config import MIB, ServerConfig
 from .errors import ConfigError, LorryError, ModelRefused
+from .keeper import CHILD_PATIENCE_S, Keeper, Outside
 from .rpc.front import Front
-from .rpc.link import Ended
 from .rpc.service import RpcServer, bracketed
 from .rpc.text import Text, find_model, load_text
-from .watchdog import watch_engine
+from .watchdog import Watched, watch
 
 if TYPE_CHECKING:
     from .metrics import MetricsEndpoint
@@ -37,21 +37,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2  # the operator has to change something
 
-FIRST_DELAY_S = 0.1
-MAX_DELAY_S = 30.0
-STABLE_S = 60.0  # a child that lived this long starts again without a record
-MAX_FAILED_STARTS = 3  # in a row, of a child that was never up: it will not come up
-
-CHILD_PATIENCE_S = 10.0  # for a child to end by itself
 LAST_WORDS_S = 2.0  # for the answers of a drain's end to reach their clients
 HURRY_S = 0.2  # the same, once a second signal has come
-
-
-def restart_delay_s(previous_s: float, lived_s: float) -> float:
-    """Semantics: 0.1 s, doubled at each death up to 30 s; from the start after a stable life."""
-    if previous_s == 0 or lived_s >= STABLE_S:
-        return FIRST_DELAY_S
-    return min(2 * previous_s, MAX_DELAY_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +54,11 @@ class Parts:
 
 
 @dataclass(slots=True)
-class _Role:
-    """One of the two children, over all its lives."""
-
-    name: str
-    spawn: Callable[[], Child]
-    serve: Callable[[Connection], Awaitable[Ended]]
-    child: Child | None = None  # None: not yet, or between two lives
-    ever_ready: bool = False
-    num_failed_starts: int = 0
-    started_s: float = 0.0  # of this life
-    start_s: float = 1.0  # how long the last start took; a guess before the first
-    delay_s: float = 0.0
-
-
-@dataclass(slots=True)
 class _Stop:
     """How far the end has come."""
 
     asked: bool = False  # a signal came
     hurried: bool = False  # a second one
-    keepers_rest: bool = False  # a child that ends stays down
     code: asyncio.Future[int] = field(default_factory=asyncio.Future[int])
     drain: asyncio.Task[None] | None = None
 
@@ -101,8 +72,17 @@ class Supervisor:
         self.port = 0  # once it listens
         self._parts = parts
         self._rpc = RpcServer(self.front)
-        self._engine = _Role("engine", parts.spawn_engine, self.front.engine.run)
-        self._store = _Role("store", parts.spawn_store, self.front.store.run)
+        outside = Outside(parts.clock, parts.sleep, parts.say)
+        self._engine = Keeper(
+            "engine",
+            parts.spawn_engine,
+            self.front.engine.run,
+            outside,
+            on_restart=self._count_restart,
+        )
+        self._store = Keeper("store", parts.spawn_store, self.front.store.run, outside)
+        self.front.engine.outlook = self._engine.outlook
+        self.front.store.outlook = self._store.outlook
         self._stop = _Stop()
         self._announced = False
 
@@ -118,13 +98,13 @@ class Supervisor:
             f"lorry {__version__} listening on {self._address()}, loading {self.config.model.model}"
         )
         if metrics is not None:
-            host = bracketed(self.config.service.host)
+            host = bracketed(self.config.service.metrics_host)
             self._parts.say(f"metrics on http://{host}:{metrics.port}/metrics")
         for note in self._rpc.notes:
             self._parts.say(f"note: {note}")
-        keepers = [asyncio.create_task(self._keep(role)) for role in (self._engine, self._store)]
-        watch = watch_engine(self.front, self._parts.sleep, self._give_up_engine)
-        tasks = [*keepers, asyncio.create_task(self._load_text()), asyncio.create_task(watch)]
+        keepers = [asyncio.create_task(self._keep(one)) for one in (self._engine, self._store)]
+        watching = asyncio.create_task(watch(self._watched(), self._parts.sleep))
+        tasks = [*keepers, asyncio.create_task(self._load_text()), watching]
         for task in tasks:
             task.add_done_callback(self._fail_with)
         try:
@@ -138,60 +118,53 @@ class Supervisor:
         """The first asks for a drain, the second for the end."""
         if not self._stop.asked:
             self._stop.asked = True
+            # Whose child dies now has answered who was open; nobody new is let in.
+            self._keepers_rest()
             self._stop.drain = asyncio.ensure_future(self._drain())
             self._stop.drain.add_done_callback(self._fail_with)
             return
-        self._stop.hurried = self._stop.keepers_rest = True
+        self._stop.hurried = True
         self.front.answer_rest()  # before the children's end is the reason they hear
         self._kill_children()
         self._end(EXIT_FAILED)
 
     # Up
 
-    async def _keep(self, role: _Role) -> None:
-        """Starts the child again whenever it ends."""
-        clock = self._parts.clock
-        while not self._stop.keepers_rest:
-            role.started_s = clock.now_s()
-            child = role.child = role.spawn()
-            ended = await role.serve(child.conn)
-            exit_code = await asyncio.to_thread(child.end, CHILD_PATIENCE_S)
-            role.child = None
-            if self._stop.keepers_rest or not self._worth_restarting(role, ended, exit_code):
-                return
-            lived_s = clock.now_s() - role.started_s if ended.was_ready else 0.0
-            role.delay_s = restart_delay_s(role.delay_s, lived_s)
-            if role is self._engine:
-                self.front.engine_restarts += 1
-                self.front.engine.expect_back(role.delay_s + role.start_s)
-            reason = ended.error or f"exit code {exit_code}"
-            self._parts.say(
-                f"the {role.name} ended ({reason}); it is started again in {role.delay_s:g} s"
-            )
-            await self._parts.sleep(role.delay_s)
+    async def _keep(self, keeper: Keeper) -> None:
+        hopeless = await keeper.run()
+        if hopeless is not None:
+            self._refuse(hopeless)
 
-    def _worth_restarting(self, role: _Role, ended: Ended, exit_code: int | None) -> bool:
-        """Not a child that was never up and says why, or has died at start several times."""
-        role.ever_ready |= ended.was_ready
-        if role.ever_ready:
-            return True
-        if ended.error is not None:
-            self._refuse(ended.error)
-            return False
-        role.num_failed_starts += 1
-        if role.num_failed_starts >= MAX_FAILED_STARTS:
-            self._parts.say(
-                f"the {role.name} died {role.num_failed_starts} times before it was up, "
-                f"at last with exit code {exit_code}; its own messages are above"
-            )
-            self._end(EXIT_FAILED)
-            return False
-        return True
+    def _count_restart(self) -> None:
+        self.front.engine_restarts += 1
 
-    def _give_up_engine(self, quiet_s: float) -> None:
-        self._parts.say(f"the engine has said nothing for {quiet_s:g} s and is killed")
-        if self._engine.child is not None:
-            self._engine.child.kill()
+    def _keepers_rest(self) -> None:
+        self._engine.rests = self._store.rests = True
+
+    def _watched(self) -> list[Watched]:
+        front = self.front
+        return [
+            Watched(
+                child=lambda: self._engine.child,
+                is_up=lambda: front.engine.info is not None,
+                num_heard=lambda: front.engine.num_heard,
+                ask=front.engine.ask_for_life,
+                set_quiet=front.set_quiet,
+                give_up=partial(self._give_up, self._engine),
+            ),
+            Watched(
+                child=lambda: self._store.child,
+                is_up=lambda: front.store.ready,
+                num_heard=lambda: front.store.num_heard,
+                ask=front.store.ask_for_life,
+                set_quiet=lambda quiet: None,  # who asks it waits; requests do without it
+                give_up=partial(self._give_up, self._store),
+            ),
+        ]
+
+    def _give_up(self, keeper: Keeper, quiet_s: float) -> None:
+        self._parts.say(f"the {keeper.name} has said nothing for {quiet_s:g} s and is killed")
+        keeper.kill()
 
     async def _load_text(self) -> None:
         try:
@@ -208,9 +181,9 @@ class Supervisor:
     def _changed(self) -> None:
         self._rpc.state_changed()
         if self.front.engine.info is not None:
-            # Told to whoever is cut off when this engine dies.
-            self._engine.start_s = self.front.engine_up_s - self._engine.started_s
-            self.front.engine.expect_back(FIRST_DELAY_S + self._engine.start_s)
+            self._engine.came_up()
+        if self.front.store.ready:
+            self._store.came_up()
         if self.front.storing and not self._announced:
             self._announced = True
             self._announce()
@@ -244,7 +217,7 @@ class Supervisor:
                 field="--metrics-port",
             ) from error
         loop = asyncio.get_running_loop()
-        return serve_metrics(self.front, loop, host=service.host, port=service.metrics_port)
+        return serve_metrics(self.front, loop, host=service.metrics_host, port=service.metrics_port)
 
     def _address(self) -> str:
         return f"{bracketed(self.config.service.host)}:{self.port}"
@@ -261,15 +234,15 @@ class Supervisor:
 
     async def _finish(self, tasks: list[asyncio.Task[None]]) -> None:
         """The engine first: what it lets go of is purged by the store before that ends."""
-        self._stop.keepers_rest = True
+        self._keepers_rest()
         self.front.draining = True
         engine_task, store_task, *_ = tasks
         try:
             await self._rpc.stop(HURRY_S if self._stop.hurried else LAST_WORDS_S)
             if self.front.engine.info is not None:
                 self.front.engine.shut_down()
-            elif self._engine.child is not None:
-                self._engine.child.kill()  # it starts, and would not hear us before it is up
+            else:
+                self._engine.kill()  # it starts, and would not hear us before it is up
             await self._until_ended(self._engine, engine_task)
             self.front.store.hang_up()
             await self._until_ended(self._store, store_task)
@@ -279,15 +252,14 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _until_ended(self, role: _Role, keeper: asyncio.Task[None]) -> None:
-        if role.child is None:
-            keeper.cancel()  # it waits to start the next one
-        await asyncio.wait([keeper], timeout=CHILD_PATIENCE_S)
+    async def _until_ended(self, keeper: Keeper, task: asyncio.Task[None]) -> None:
+        if keeper.child is None:
+            task.cancel()  # it waits to start the next one
+        await asyncio.wait([task], timeout=CHILD_PATIENCE_S)
 
     def _kill_children(self) -> None:
-        for role in (self._engine, self._store):
-            if role.child is not None:
-                role.child.kill()
+        self._engine.kill()
+        self._store.kill()
 
     def _end(self, code: int) -> None:
         if not self._stop.code.done():
@@ -307,9 +279,22 @@ def serve(config: ServerConfig) -> int:
         ConfigError: the model is not there, or the store is another server's; nothing was started.
     """
     log_to_stderr()
+    _do_without_torch()
     find_model(config.model.model)
     _try_store(config.service.store)
     return asyncio.run(_serve(config))
+
+
+def _do_without_torch() -> None:
+    """For transformers to read a tokenizer, which needs none: two seconds and 350 MB less.
+
+    This process computes nothing; its children are interpreters of their own.
+    """
+    if "torch" in sys.modules:
+        return  # somebody else's process
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    no_news = "PyTorch was not found"
+    logging.getLogger("transformers").addFilter(lambda record: no_news not in record.getMessage())
 
 
 def _try_store(root: Path) -> None:

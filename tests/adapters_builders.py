@@ -17,9 +17,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorry.adapters.image import ImageSpec, Site
+from lorry.adapters.image import BaseWeight, ImageSpec, Site
 from lorry.adapters.key import Stored
 from lorry.adapters.limits import StoreLimits
+from lorry.adapters.packing import DTYPES
 from lorry.adapters.resolve import PeftResolver
 from lorry.adapters.store import AdapterStore
 
@@ -39,6 +40,7 @@ SITES = tuple(
     for layer in range(LAYERS)
     for name, (in_width, out_width) in LINEARS.items()
 )
+HEAD = Site("lm_head", LAYERS, HIDDEN, VOCAB)
 LIMITS = StoreLimits(max_upload_bytes=1 << 20, max_rank=64)
 TENANT = "default"
 
@@ -61,9 +63,22 @@ def make_meta_model() -> nn.Module:
 
 
 def make_spec(
-    *, page_elements: int = PAGE_ELEMENTS, dtype: str = "float32", sites: tuple[Site, ...] = SITES
+    *,
+    page_elements: int = PAGE_ELEMENTS,
+    dtype: str = "float32",
+    sites: tuple[Site, ...] = SITES,
+    base_weights: tuple[BaseWeight, ...] = (),
 ) -> ImageSpec:
-    return ImageSpec(page_elements, dtype, sites)
+    return ImageSpec(page_elements, dtype, sites, base_weights)
+
+
+def make_base_weight(name: str, tensor: Tensor) -> BaseWeight:
+    """As a server says of a weight of its base."""
+    hashes = tuple(
+        (dtype, hashlib.sha256(tensor.detach().to(kind).view(torch.uint8).numpy()).hexdigest())
+        for dtype, kind in DTYPES.items()
+    )
+    return BaseWeight(name, tuple(tensor.shape), hashes)
 
 
 def make_config(**changes: object) -> dict[str, object]:

@@ -8,6 +8,29 @@ freed (`debug=True`, and `FakePages` in the same way), so there is nothing to pa
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
+SERVICE = "tests/service/"
+
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of real servers first: they take longest, and the other worker has the rest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SERVICE))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests are spread over workers (`make test`), a file stays whole, for its fixtures, and
+    so do all tests that share the one server."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SERVICE if nodeid.startswith(SERVICE) else nodeid.split("::", 1)[0]
+
+    return ByFixture(config, log)

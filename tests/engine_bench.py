@@ -13,8 +13,17 @@ from lorry.server.intake import Gate
 from lorry.server.memory.pool import Pool
 from lorry.server.memory.residency import Residency
 from lorry.server.scheduling.records import StepLimits
+from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 from lorry.server.scheduling.state import SchedulerState
-from lorry.server.seam import Finish, Progress, Reject, Released, StatsAnswer, Submit
+from lorry.server.seam import (
+    Finish,
+    Progress,
+    PromptLogprobs,
+    Reject,
+    Released,
+    StatsAnswer,
+    Submit,
+)
 from lorry.server.seam_ends import LocalEnd
 from lorry.tests.fakes import FakeClock, FakeHostTier, FakeLink, FakePages, FakeRunner
 
@@ -28,8 +37,7 @@ def submit(request_id: int, card: AdapterCard | None = None, **overrides: Any) -
         "adapter": card,
         "prompt_ids": PROMPT,
         "max_new_tokens": 4,
-        "temperature": 0.0,
-        "seed": 0,
+        "sampling": SamplingParams(),
         "stop_ids": frozenset[int](),
         "ttft_s": 1.0,
         "tpot_s": 1.0,
@@ -50,6 +58,10 @@ class Bench:
     clock: FakeClock
     host_tier: FakeHostTier
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=lambda: defaultdict(list))
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     ended: dict[int, Finish | Exception] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
     stats: list[Any] = field(default_factory=list)
@@ -80,6 +92,12 @@ class Bench:
                 match event:
                     case Progress():
                         self.tokens[event.request_id] += event.token_ids
+                        self.logprobs[event.request_id] += event.logprobs
+                    case PromptLogprobs():
+                        told = self.prompt_logprobs[event.request_id]
+                        assert event.first_position == len(told) + 1, "in order, each once"
+                        assert not self.tokens[event.request_id], "before the first token"
+                        told += event.logprobs
                     case Finish():
                         self.ended[event.request_id] = event
                     case Reject():
@@ -96,6 +114,7 @@ def make_bench(
     max_running: int = 8,
     max_waiting: int = 100,
     max_step_tokens: int = 64,
+    max_prompt_logits: int = 256,
     instant: bool = True,
     runner_kind: type[FakeRunner] = FakeRunner,
 ) -> Bench:
@@ -112,7 +131,11 @@ def make_bench(
             link=link,
             host_tier=host_tier,
             runner=runner,
-            limits=StepLimits(max_running=max_running, max_step_tokens=max_step_tokens),
+            limits=StepLimits(
+                max_running=max_running,
+                max_step_tokens=max_step_tokens,
+                max_prompt_logits=max_prompt_logits,
+            ),
             gate=Gate(num_pages=num_pages, tokens_per_page=4, max_model_len=256, max_rank=256),
             clock=clock,
             audits=True,

@@ -19,6 +19,7 @@ from lorry.server.config import MemoryConfig, ModelConfig, SchedulingConfig, Ser
 from lorry.server.engine import Engine
 from lorry.server.engine_process import build_engine
 from lorry.server.execution.runner import Runner, load_runner
+from lorry.server.scheduling.sampling import SamplingParams
 from lorry.server.seam import Command, Finish, Progress, Reject, Submit
 from lorry.server.seam_ends import LocalEnd
 
@@ -112,8 +113,7 @@ def make_submit(
 ) -> Submit:
     settings: dict[str, Any] = {
         "max_new_tokens": 16,
-        "temperature": 0.0,
-        "seed": 0,
+        "sampling": SamplingParams(),
         "stop_ids": frozenset({1}),
         "ttft_s": 1.0,
         "tpot_s": 1.0,

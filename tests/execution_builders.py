@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lorry.adapters.image import ImageLayout, SiteRank, plan_image
 from lorry.adapters.packing import pack_image
 from lorry.server.execution.batch import StepCapacity, StepRow
 from lorry.server.execution.model import LoadedModel, prepare_model
 from lorry.server.execution.runner import Runner
+from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 from lorry.tests.builders import ALL_LINEAR
 
 LIMITS = StepCapacity(max_running=16, max_step_tokens=256, max_model_len=256, max_rows=16)
@@ -46,7 +47,7 @@ def tiny_llama(*, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
 
 
 def random_peft(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     *,
     rank: int,
     seed: int = 0,
@@ -109,7 +110,7 @@ class Bench:
 
 
 def make_bench(
-    model: LlamaForCausalLM, *, num_pages: int = 400, limits: StepCapacity = LIMITS
+    model: PreTrainedModel, *, num_pages: int = 400, limits: StepCapacity = LIMITS
 ) -> Bench:
     """The model is copied: the one given stays the reference."""
     loaded = prepare_model(copy.deepcopy(model))
@@ -128,7 +129,14 @@ class Ask:
     delay: int = 0  # steps to wait before the first
     temperature: float = 0.0
     seed: int = 0
+    sampling: SamplingParams | None = None  # instead of temperature and seed
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the tokens, where asked for
+    told: list[TokenLogprobs] = field(default_factory=list)  # of the prompt, where asked for
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.sampling or SamplingParams(temperature=self.temperature, seed=self.seed)
 
 
 def serve(bench: Bench, asks: Sequence[Ask]) -> list[list[int]]:
@@ -136,6 +144,7 @@ def serve(bench: Bench, asks: Sequence[Ask]) -> list[list[int]]:
     tokens_per_page = bench.loaded.geometry.tokens_per_page
     pages = [bench.take(-(-(len(a.prompt) + a.num_new) // tokens_per_page)) for a in asks]
     done = [0] * len(asks)
+    known = [list(ask.prompt) for ask in asks]
     step = 0
     while any(len(ask.tokens) < ask.num_new for ask in asks):
         rows: list[StepRow] = []
@@ -146,6 +155,9 @@ def serve(bench: Bench, asks: Sequence[Ask]) -> list[list[int]]:
             feed = ask.prompt[done[i] : done[i] + ask.chunk]
             count = max(len(feed), 1)
             sampling = done[i] + count >= len(ask.prompt)
+            end = (
+                min(done[i] + count, len(ask.prompt) - 1) if ask.params.prompt_logprobs >= 0 else 0
+            )
             rows.append(
                 StepRow(
                     i,
@@ -155,8 +167,10 @@ def serve(bench: Bench, asks: Sequence[Ask]) -> list[list[int]]:
                     pages[i],
                     ask.slot,
                     sampling,
-                    ask.temperature,
-                    ask.seed,
+                    ask.params,
+                    known_ids=known[i],
+                    num_prompt=len(ask.prompt),
+                    tell=range(done[i], max(end, done[i])),
                 )
             )
             done[i] += count
@@ -167,6 +181,12 @@ def serve(bench: Bench, asks: Sequence[Ask]) -> list[list[int]]:
         assert set(result.tokens) == {row.row for row in rows if row.sample}
         for i, token in result.tokens.items():
             asks[i].tokens.append(token)
+            known[i].append(token)
+        for i, record in result.logprobs.items():
+            asks[i].logprobs.append(record)
+        for told in result.told:
+            assert told.first_position == len(asks[told.row].told) + 1
+            asks[told.row].told.extend(told.logprobs)
     return [ask.tokens for ask in asks]
 
 

@@ -16,8 +16,9 @@ from lorry.adapters.errors import AdapterLoadFailed
 from lorry.adapters.host_tier import HostTierStats
 from lorry.adapters.image import ImageLayout
 from lorry.adapters.key import AdapterCard, AdapterKey
-from lorry.server.execution.batch import StepResult, StepRow
+from lorry.server.execution.batch import StepResult, StepRow, ToldPrompt
 from lorry.server.memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
+from lorry.server.scheduling.sampling import TokenLogprobs
 
 NUM_LAYERS = 3  # of the model that the fake link loads for
 BASE = "base"
@@ -68,6 +69,12 @@ def fake_answer(prompt_ids: Sequence[int], count: int, card: AdapterCard | None 
     return known[len(prompt_ids) :]
 
 
+def fake_logprobs(adapter: str, tokens: Sequence[int], token: int, num_top: int) -> TokenLogprobs:
+    """Of `token` after these, and of as many others as asked."""
+    value = -float(crc32(repr((adapter, list(tokens), token)).encode()) % 89)
+    return TokenLogprobs(token, value, tuple((i, -1.0 - i) for i in range(num_top)))
+
+
 class FakeRunner:
     """Token = f(adapter in the slot's pages, tokens in the row's pages).
 
@@ -96,7 +103,28 @@ class FakeRunner:
             self._write(row)
         tokens = {row.row: fake_token(*self._read(row)) for row in rows if row.sample}
         self._last_token.update(tokens)
-        return StepResult(tokens)
+        logprobs = {
+            row.row: fake_logprobs(*self._read(row), tokens[row.row], row.sampling.logprobs)
+            for row in rows
+            if row.sample and row.sampling.logprobs >= 0
+        }
+        told = tuple(self._tell(row) for row in rows if row.tell)
+        return StepResult(tokens, logprobs=logprobs, told=told)
+
+    def _tell(self, row: StepRow) -> ToldPrompt:
+        adapter, tokens = self._read(row)
+        assert row.start <= row.tell.start < row.tell.stop <= len(tokens), "not of this chunk"
+        assert row.tell.stop < row.num_prompt, "the last token's next one is not of the prompt"
+        entries = [
+            fake_logprobs(
+                adapter,
+                tokens[: place + 1],
+                row.known_ids[place + 1],
+                row.sampling.prompt_logprobs,
+            )
+            for place in row.tell
+        ]
+        return ToldPrompt(row.row, row.tell.start + 1, tuple(entries))
 
     def _write(self, row: StepRow) -> None:
         adapter = self._adapter(row.adapter_slot)

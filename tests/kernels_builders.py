@@ -8,9 +8,14 @@ from lorry.kernels.attention import AttentionWork
 from lorry.kernels.lora import (
     TILE_ROWS,
     FactorTiles,
+    LoraBackend,
     LoraTable,
+    LoraWork,
     Segment,
     SiteShape,
+    Workspace,
+    add_lora,
+    choose_backend,
     num_tiles,
     row_stride,
 )
@@ -94,6 +99,27 @@ class LoraPool:
                 rows = slice(segment.start, segment.end)
                 out[rows] += hidden[rows].double() @ a_RI.double().T @ b_RO.double() * scale
         return out
+
+
+def make_backend(name: str, pool: LoraPool, *, num_rows: int = 256) -> LoraBackend:
+    """`cpu` with a workspace for `num_rows` rank rows where it may have one."""
+    if name != "cpu" or pool.dtype == torch.float16:
+        return choose_backend(name)
+    sites = dict(enumerate(pool.table.sites))
+    return choose_backend(name, workspace=Workspace(sites, num_rows=num_rows, dtype=pool.dtype))
+
+
+def run_lora(
+    pool: LoraPool,
+    segments: list[Segment],
+    hidden_TI: torch.Tensor,
+    base_TO: torch.Tensor,
+    backend: LoraBackend,
+) -> torch.Tensor:
+    """base + LoRA at site 0."""
+    work, out_TO = LoraWork(pool.table, segments), base_TO.clone()
+    add_lora(hidden_TI, pool.pool_PE, work, sites=(0,), outs_TO=(out_TO,), backend=backend)
+    return out_TO
 
 
 def make_work(

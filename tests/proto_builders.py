@@ -39,6 +39,7 @@ def make_adapter(name: str = "upper", version: int = 1, **fields: object) -> pb.
         max_rank=8,
         num_pages=5,
         size_bytes=4096,
+        rounding_error=2.5e-4,
         target_modules=["q_proj", "v_proj"],
         **fields,
     )
@@ -105,8 +106,37 @@ class Recorder:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
+def make_logprob(token_id: int) -> pb.TokenLogprob:
+    """Half of an é, and a better token beside it."""
+    best = pb.RankedToken(token_id=5, token=b"x", logprob=-0.25)
+    return pb.TokenLogprob(token_id=token_id, token=b"\xc3", logprob=-1.5, top=[best])
+
+
+def make_chunk(
+    request: pb.GenerateRequest, index: int, text: str, token_ids: tuple[int, ...]
+) -> pb.Chunk:
+    """Answers after the first begin with their index."""
+    asked = request.HasField("logprobs")
+    return pb.Chunk(
+        text=f"{index}{text}" if index else text,
+        token_ids=token_ids,
+        index=index,
+        logprobs=[make_logprob(token) for token in token_ids] if asked else [],
+    )
+
+
+def make_final(request: pb.GenerateRequest, index: int) -> pb.Final:
+    final = pb.Final()
+    final.CopyFrom(FINAL)
+    final.index = index
+    if request.stop:
+        final.reason, final.stop_string = pb.FINISH_REASON_STOP, request.stop[0]
+    return final
+
+
 class FakeGeneration(pb_grpc.GenerationServicer):
-    """Adapters by name: missing, full, hang (until cancelled), torn (no final message)."""
+    """Adapters by name: missing, full, hang (until cancelled), torn (the first answer has no
+    final message)."""
 
     def __init__(self, heard: Recorder) -> None:
         self.heard = heard
@@ -122,13 +152,18 @@ class FakeGeneration(pb_grpc.GenerationServicer):
         if request.adapter == "hang":
             # Before the first chunk: a generator whose call has ended is never resumed.
             context.add_callback(self.heard.cancelled.set)
+        if request.HasField("prompt_logprobs"):
+            stretch = pb.PromptLogprobs(first_position=1, logprobs=[make_logprob(9)])
+            yield pb.GenerateResponse(prompt_logprobs=stretch)
+        indices = range(request.n or 1)
         for text, token_ids in CHUNKS:
-            yield pb.GenerateResponse(chunk=pb.Chunk(text=text, token_ids=token_ids))
+            for index in indices:
+                yield pb.GenerateResponse(chunk=make_chunk(request, index, text, token_ids))
             if request.adapter == "hang":
                 self.heard.cancelled.wait(10)
                 return
-        if request.adapter != "torn":
-            yield pb.GenerateResponse(final=FINAL)
+        for index in reversed(indices[1:] if request.adapter == "torn" else indices):
+            yield pb.GenerateResponse(final=make_final(request, index))
 
 
 class FakeAdapters(pb_grpc.AdaptersServicer):
@@ -190,11 +225,15 @@ class FakeServer:
     """Listens on a free local port until closed."""
 
     def __init__(
-        self, *, names: tuple[str, ...] = ("a1", "a2", "a3", "b1", "b2"), with_health: bool = True
+        self,
+        *,
+        names: tuple[str, ...] = ("a1", "a2", "a3", "b1", "b2"),
+        with_health: bool = True,
+        interceptors: tuple[grpc.ServerInterceptor, ...] = (),
     ) -> None:
         self.heard = Recorder()
         self.health = health.HealthServicer() if with_health else None
-        self._server = grpc.server(futures.ThreadPoolExecutor(4))
+        self._server = grpc.server(futures.ThreadPoolExecutor(4), interceptors=interceptors)
         pb_grpc.add_GenerationServicer_to_server(FakeGeneration(self.heard), self._server)
         pb_grpc.add_AdaptersServicer_to_server(FakeAdapters(self.heard, names), self._server)
         pb_grpc.add_EngineServicer_to_server(FakeEngine(self.heard), self._server)

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from lorry.adapters.errors import AdapterNotFound
 from lorry.adapters.image import ImageSpec, Site
 from lorry.adapters.key import AdapterCard, AdapterKey
-from lorry.server.clock import MonotonicClock
+from lorry.server.clock import Clock, MonotonicClock
 from lorry.server.config import ModelConfig, ServerConfig, ServiceConfig
 from lorry.server.errors import EngineUnavailable
 from lorry.server.rpc.front import Front
@@ -66,7 +66,7 @@ from lorry.server.store_messages import (
 BOS_ID = 0
 EOS_ID = 1
 VOCAB = 259
-PATIENCE_S = 10.0  # of a test that waits for what must come
+PATIENCE_S = 30.0  # of a test that waits for what must come
 
 
 def make_text() -> Text:
@@ -80,6 +80,20 @@ def make_text() -> Text:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", BOS_ID)]
+    )
+    return Text(tokenizer)
+
+
+def make_byte_fallback(*, num_stripped: int = 1, decoder: Any = None) -> Text:
+    """As Llama 2's: words, and `<0x..>` tokens whose runs decode as a whole or not at all."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += ["\u2581", "a", "b", "\u2581a", "\u2581b", "\u00e9", "\ufffd"]
+    vocab = {word: idx for idx, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    strip = [decoders.Strip(" ", num_stripped, 0)] if num_stripped else []
+    tokenizer.decoder = decoder or decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return Text(tokenizer)
 
@@ -314,11 +328,12 @@ async def running_service(
     engine: FakeEngine | None = None,
     store: FakeStore | None = None,
     config: ServerConfig | None = None,
+    clock: Clock | None = None,
     up: bool = True,
 ) -> AsyncGenerator[Service]:
     """`up=False`: no engine yet."""
     config = config or make_config()
-    front = Front(config, MonotonicClock())
+    front = Front(config, clock or MonotonicClock())
     server = RpcServer(front)
     changed = asyncio.Condition()
 

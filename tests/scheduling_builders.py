@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from lorry.server.memory.pool import AdapterOwner, KvOwner, Pool
-from lorry.server.scheduling.commit import commit, samples
+from lorry.server.scheduling.commit import commit, samples, tells
 from lorry.server.scheduling.plan import plan_step
 from lorry.server.scheduling.records import (
     AdapterView,
@@ -20,6 +20,7 @@ from lorry.server.scheduling.records import (
     StepLimits,
     StepPlan,
 )
+from lorry.server.scheduling.sampling import SamplingParams
 from lorry.server.scheduling.state import SchedulerState
 
 
@@ -34,6 +35,7 @@ def make_request(
     deadline_s: float = math.inf,
     stop_ids: frozenset[int] = frozenset(),
     tenant: str = "default",
+    prompt_logprobs: int = -1,
 ) -> Request:
     return Request(
         request_id=request_id,
@@ -42,8 +44,7 @@ def make_request(
         adapter_pages=adapter_pages,
         prompt_ids=tuple(range(num_prompt)),
         max_new_tokens=max_new,
-        temperature=0.0,
-        seed=request_id,
+        sampling=SamplingParams(seed=request_id, prompt_logprobs=prompt_logprobs),
         stop_ids=stop_ids,
         ttft_s=2.0,
         tpot_s=0.2,
@@ -78,8 +79,9 @@ def make_limits(
     max_step_tokens: int = 32,
     max_bypass_s: float = 5.0,
     max_loads: int = 2,
+    max_prompt_logits: int = 256,
 ) -> StepLimits:
-    return StepLimits(max_running, max_step_tokens, max_bypass_s, max_loads)
+    return StepLimits(max_running, max_step_tokens, max_bypass_s, max_loads, max_prompt_logits)
 
 
 def resident(num_pages: int = 4, *, last_used_s: float = 0.0) -> AdapterView:
@@ -104,13 +106,16 @@ class World:
     plans: list[StepPlan] = field(default_factory=list[StepPlan])
     endings: dict[int, Ending] = field(default_factory=dict[int, Ending])
     answers: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    told: dict[int, list[int]] = field(default_factory=dict[int, list[int]])  # places, by request
     adapters: dict[int, AdapterView] = field(default_factory=dict[int, AdapterView])
     arrives_s: dict[int, float] = field(default_factory=dict[int, float])
 
     def __post_init__(self) -> None:
         self.pool = Pool(self.num_pages)
+        self.asked: dict[int, Request] = {}
 
     def submit(self, request: Request) -> int:
+        self.asked[request.request_id] = request
         held = self.adapters.get(request.adapter_id)
         there = request.adapter_id == -1 or (held is not None and held.resident)
         return self.state.add(request, self.now_s, resident=there)
@@ -173,6 +178,8 @@ class World:
         for adapter_id in plan.evictions:
             assert self.adapters[adapter_id].resident, "a load under way is never evicted"
             assert adapter_id not in {int(state.adapter_id[row]) for row in inside}
+        told = sum(len(tells(state, run)) for run in plan.runs)
+        assert told <= self.limits.max_prompt_logits
         coming = sum(not seen.resident for seen in self.adapters.values()) + len(plan.loads)
         assert coming <= self.limits.max_loads
         for run, adapter_id in zip(plan.runs, ids, strict=True):
@@ -185,6 +192,9 @@ class World:
 
     def _commit(self, plan: StepPlan) -> None:
         tokens = {run.row: self._token(run.row) for run in plan.runs if samples(self.state, run)}
+        for run in plan.runs:
+            request_id = self.state.request(run.row).request_id
+            self.told.setdefault(request_id, []).extend(tells(self.state, run))
         for outcome in commit(self.state, plan, tokens, self.now_s + 0.5):
             if outcome.token is not None:
                 self.answers.setdefault(outcome.request_id, []).append(outcome.token)

@@ -1,4 +1,11 @@
-"""A real `lorry serve` in child processes, for tests that go through the wire."""
+"""A real `lorry serve` in child processes, for tests that go through the wire.
+
+Most of them share one server, for a start takes seconds: the fixture `shared` of
+`tests/service/conftest.py` hands out a `SharedServer` (`tests/service_shared.py`), whose model is
+a random tiny Llama with a byte tokenizer and a chat template, and whose pool is too small for its
+adapters. A test leaves it idle, and uploads under names of its own, which are deleted after it.
+A test that kills the front end or needs flags of its own starts `running_server`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +34,7 @@ class ServerProcess:
     reader: threading.Thread = field(default_factory=threading.Thread)
     _ready: threading.Event = field(default_factory=threading.Event)
 
-    def wait_ready(self, timeout_s: float = 90.0) -> str:
+    def wait_ready(self, timeout_s: float = 180.0) -> str:
         if not self._ready.wait(timeout_s) or not self.address:
             self.process.kill()
             raise AssertionError("the server did not get ready:\n" + "".join(self.output))

@@ -42,6 +42,7 @@ class _Group:
     """Pieces computed together. B counts pieces, Q queries of each, M pages of each."""
 
     row_N: Tensor  # [B * Q] rows of the step; padding repeats a piece's last row
+    whole_step: bool  # row_N is every row of the step in order: nothing to pick or to put back
     position_BQ: Tensor
     # int64, the pool seen as rows [P*L*2*G, Z*K]: where each page begins
     first_unit_BM: Tensor
@@ -83,16 +84,29 @@ class CpuBackend:
             self._groups = self._plan(query_THK.shape[1], kv_PL2GZK, work)
             self._planned_for = work
             self._mask_elements = 0
+        if self._groups[0].whole_step:
+            return self._attend_group(query_THK, kv_PL2GZK, self._groups[0], layer, options)
         out_THK = torch.empty_like(query_THK)
         for group in self._groups:
-            query = _fold(query_THK.index_select(0, group.row_N), group, kv_PL2GZK.shape[3])
-            if group.block_pages == group.num_pages:
-                out = self._attend(query, kv_PL2GZK, group, layer, options)
-            else:
-                out = self._attend_by_blocks(query, kv_PL2GZK, group, layer, options)
+            query_NHK = query_THK.index_select(0, group.row_N)
+            out_NHK = self._attend_group(query_NHK, kv_PL2GZK, group, layer, options)
             # Padding repeats a row with the same result, so writing it twice does no harm.
-            out_THK.index_copy_(0, group.row_N, _unfold(out, query_THK))
+            out_THK.index_copy_(0, group.row_N, out_NHK)
         return out_THK
+
+    def _attend_group(
+        self,
+        query_NHK: Tensor,
+        kv_PL2GZK: Tensor,
+        group: _Group,
+        layer: int,
+        options: AttentionOptions,
+    ) -> Tensor:
+        query = _fold(query_NHK, group, kv_PL2GZK.shape[3])
+        attend = self._attend_by_blocks
+        if group.block_pages == group.num_pages:
+            attend = self._attend
+        return _unfold(attend(query, kv_PL2GZK, group, layer, options), query_NHK)
 
     def _attend(
         self,
@@ -245,6 +259,7 @@ def _group(
     page_BM = work.block_table_BM[:, :num_pages].index_select(0, request_B)
     return _Group(
         row_N=row_N,
+        whole_step=rows == list(range(work.num_tokens)),
         position_BQ=work.position_T.index_select(0, row_N).view(len(members), num_queries),
         first_unit_BM=page_BM.mul_(num_layers * 2 * num_kv_heads),
         num_pieces=len(members),
@@ -293,11 +308,18 @@ def _scores(query_BGFQK: Tensor, key: Tensor, mask: Tensor, options: AttentionOp
     """Masked scores [B, G, F, Q, C] over keys [B * G, C, K]."""
     pieces, groups, fold, queries, head_dim = query_BGFQK.shape
     batch, context = key.shape[:2]
-    query = query_BGFQK.view(batch, fold * queries, head_dim)
+    query, key = query_BGFQK.view(batch, fold * queries, head_dim), key.transpose(1, 2)
+    if options.softcap is None:
+        # The product is added to the mask: one pass over the scores less than the other way.
+        masks = mask.expand(pieces, groups, fold, queries, context)
+        # A copy in any case: the mask is kept for the next layer.
+        scores = masks.clone(memory_format=torch.contiguous_format)
+        scores = scores.view(batch, fold * queries, context)
+        scores.baddbmm_(query, key, alpha=options.scaling)
+        return scores.view(pieces, groups, fold, queries, context)
     scores = query.new_empty(batch, fold * queries, context)
-    torch.baddbmm(scores, query, key.transpose(1, 2), beta=0.0, alpha=options.scaling, out=scores)
-    if options.softcap is not None:
-        scores.div_(options.softcap).tanh_().mul_(options.softcap)
+    torch.baddbmm(scores, query, key, beta=0.0, alpha=options.scaling, out=scores)
+    scores.div_(options.softcap).tanh_().mul_(options.softcap)
     return scores.view(pieces, groups, fold, queries, context).add_(mask)
 
 

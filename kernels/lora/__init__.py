@@ -1,18 +1,19 @@
-"""LoRA over mixed ranks, straight from pool pages: shrink to the rank, expand and add.
+"""LoRA over mixed ranks, from pool pages: shrink to the rank, expand and add.
 
-Owns the operators' meaning and their checks; the arithmetic is a backend's, chosen once when
+Owns the operator's meaning and its checks; the arithmetic is a backend's, chosen once when
 a server is built. After Punica's SGMV (segmented gather matrix-vector product).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .cpu import CpuBackend
 from .reference import ReferenceBackend
+from .tiles import TileBackend
 from .work import (
     TILE_ROWS,
     FactorTiles,
@@ -23,6 +24,7 @@ from .work import (
     num_tiles,
     row_stride,
 )
+from .workspace import Workspace, workspace_row_bytes
 
 __all__ = [
     "TILE_ROWS",
@@ -32,79 +34,73 @@ __all__ = [
     "LoraWork",
     "Segment",
     "SiteShape",
+    "Workspace",
+    "add_lora",
     "choose_backend",
     "num_tiles",
     "row_stride",
-    "sgmv_expand",
-    "sgmv_shrink",
+    "workspace_row_bytes",
 ]
 
 
 class LoraBackend(Protocol):
-    """Unchecked arithmetic of the two operators."""
+    """Unchecked arithmetic of `add_lora`."""
 
-    def shrink(
-        self, hidden_TI: Tensor, pool_PE: Tensor, work: LoraWork, *, site: int, out_TR: Tensor
+    def add(
+        self,
+        hidden_TI: Tensor,
+        pool_PE: Tensor,
+        work: LoraWork,
+        *,
+        sites: Sequence[int],
+        outs_TO: Sequence[Tensor],
     ) -> None: ...
 
-    def expand(
-        self, hidden_TR: Tensor, pool_PE: Tensor, work: LoraWork, *, site: int, out_TO: Tensor
-    ) -> None: ...
+    def forget(self) -> None:
+        """Pages of attached adapters were written: whatever is kept of them is void."""
+        ...
 
 
-def choose_backend(name: str) -> LoraBackend:
-    """`cpu` serves, `reference` defines. A backend caches views: one per pool.
+def choose_backend(name: str, *, workspace: Workspace | None = None) -> LoraBackend:
+    """`cpu` serves, `tiles` is its plain path, `reference` defines. One per pool.
 
     Raises:
         ValueError: no such backend.
     """
     if name == "cpu":
-        return CpuBackend()
+        return CpuBackend(workspace)
+    if name == "tiles":
+        return TileBackend()
     if name == "reference":
         return ReferenceBackend()
-    raise ValueError(f"LoRA backend is {name!r}; it must be cpu or reference")
+    raise ValueError(f"LoRA backend is {name!r}; it must be cpu, tiles or reference")
 
 
-def sgmv_shrink(
+def add_lora(
     hidden_TI: Tensor,
     pool_PE: Tensor,
     work: LoraWork,
     *,
-    site: int,
-    out_TR: Tensor,
+    sites: Sequence[int],
+    outs_TO: Sequence[Tensor],
     backend: LoraBackend,
 ) -> None:
-    """Semantics: out[t, :r] = hidden[t] @ A[slot[t]].T, with r the rank of that slot here.
+    """Semantics: for every site, out[t] += scale * ((hidden[t] @ A.T) @ B.T) of slot[t] there.
 
     hidden_TI  [T, I]  model dtype, contiguous; rows of a segment lie together
-    pool_PE    [P, E]  model dtype, contiguous, the whole pool; A is found through work.table
-    out_TR     [T, R]  fp32, contiguous, changed in place; rows of no segment, of slot -1 or of a
-                       slot that lacks the site, and columns past r, stay untouched
+    pool_PE    [P, E]  model dtype, contiguous, the whole pool; A and B are found through
+                       work.table, and are finite for every slot of the step
+    outs_TO    [T, O]  one for each site: all of them are given `hidden`. Model dtype, contiguous,
+                       changed in place; rows of no segment, of slot -1 or of a slot that lacks
+                       the site keep their values
+
+    Products add up in fp32, the scale is applied outside the weights.
     """
-    _check(hidden_TI, pool_PE, work, "hidden_TI", work.table.sites[site].in_width)
-    _check_ranks(out_TR, work, "out_TR", len(hidden_TI))
-    backend.shrink(hidden_TI, pool_PE, work, site=site, out_TR=out_TR)
-
-
-def sgmv_expand(
-    hidden_TR: Tensor,
-    pool_PE: Tensor,
-    work: LoraWork,
-    *,
-    site: int,
-    out_TO: Tensor,
-    backend: LoraBackend,
-) -> None:
-    """Semantics: out[t] += scale[slot[t]] * (hidden[t, :r] @ B[slot[t]].T), summed in fp32.
-
-    hidden_TR  [T, R]  fp32, contiguous, what sgmv_shrink left
-    pool_PE    [P, E]  model dtype, contiguous, the whole pool; B is found through work.table
-    out_TO     [T, O]  model dtype, contiguous, changed in place; rows of no segment, of slot -1
-                       or of a slot that lacks the site stay untouched
-    """
-    _check(out_TO, pool_PE, work, "out_TO", work.table.sites[site].out_width)
-    _check_ranks(hidden_TR, work, "hidden_TR", len(out_TO))
-    backend.expand(hidden_TR, pool_PE, work, site=site, out_TO=out_TO)
+    for site, out_TO in zip(sites, outs_TO, strict=True):
+        shape = work.table.sites[site]
+        _check(hidden_TI, pool_PE, work, "hidden_TI", shape.in_width)
+        _check(out_TO, pool_PE, work, "out_TO", shape.out_width)
+    backend.add(hidden_TI, pool_PE, work, sites=sites, outs_TO=outs_TO)
 
 
 def _check(rows: Tensor, pool_PE: Tensor, work: LoraWork, name: str, width: int) -> None:
@@ -116,13 +112,3 @@ def _check(rows: Tensor, pool_PE: Tensor, work: LoraWork, name: str, width: int)
         raise ValueError(f"{name} (shape {tuple(rows.shape)}) and the pool must be contiguous")
     if rows.dtype != pool_PE.dtype:
         raise ValueError(f"{name} is {rows.dtype}, the pool {pool_PE.dtype}; they must agree")
-
-
-def _check_ranks(rows_TR: Tensor, work: LoraWork, name: str, num_rows: int) -> None:
-    if rows_TR.ndim != 2 or rows_TR.shape[1] < work.max_rank or rows_TR.shape[0] < num_rows:
-        raise ValueError(
-            f"{name} has shape {tuple(rows_TR.shape)}; it must hold {num_rows} rows of the step's "
-            f"largest rank, {work.max_rank}"
-        )
-    if rows_TR.dtype != torch.float32 or not rows_TR.is_contiguous():
-        raise ValueError(f"{name} is {rows_TR.dtype}; it must be float32 and contiguous")

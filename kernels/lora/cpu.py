@@ -1,126 +1,168 @@
-"""The serving path on torch's own matrix products: segment by segment, tile by tile.
+"""The serving path on a CPU: few large products over the workspace, tiles for the rest.
 
-Owns a cache of strided views into the pool, never copies: zeroing a page changes the output
-at the next call. Neighbouring rank blocks that follow each other without a gap are read as
-one view. Runs on any torch device; made for a CPU.
+Owns the plan of a step: neighbouring segments become one part as long as the zeros that this
+adds to a product cost less than a product of its own. A part multiplies its rows by the A of all
+its adapters at once, keeps of each row what belongs to its own adapter, and multiplies that by
+all their B: a decode step of many adapters is two products a site, as in a mixture of experts
+computed densely. A long prefill segment is a part of its own and does no needless work.
+What is kept is selected, not multiplied by zero: an overflow stays in its own row.
+Segments whose adapter has no place in the workspace go to the tile loop (`tiles.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .work import FactorTiles, LoraTable, LoraWork, TileRef, tiles_of
+from .tiles import TileBackend
+from .work import LoraWork, Segment
+from .workspace import Place, Workspace
+
+# Multiply-adds with zeros that cost as much as one more product, by dtype: a bf16 product of
+# oneDNN has a far larger price of its own than an fp32 one of MKL (bench/LOG.md, 2026-11-21).
+JOIN_MACS = {torch.bfloat16: 2_400_000, torch.float32: 150_000}
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    view: Tensor  # rows of one factor within one column block, straight from the pool
-    row: int
-    end_row: int
-    col: int
-    end_col: int
-    first: bool  # first of those that add up to the same numbers
+@dataclass(slots=True, eq=False)
+class _Part:
+    """Segments computed together."""
 
+    members: list[tuple[Segment, Place]]
+    place: slice  # rows of the workspace, from the first adapter's to the last one's
+    sites: frozenset[int]  # that any of the adapters changes
+    # [rows, rank rows]: whether the column is the row's own adapter's. None: one adapter.
+    own_TR: Tensor | None = None
+    # site -> its A, B and scales in the workspace, as they are met
+    factors: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-@dataclass(frozen=True, slots=True)
-class _SiteBlocks:
-    a: tuple[_Block, ...]
-    b: tuple[_Block, ...]
+    @property
+    def rows(self) -> slice:
+        return slice(self.members[0][0].start, self.members[-1][0].end)
 
 
 class CpuBackend:
-    """See the Semantics in kernels/lora/__init__.py."""
+    """See the Semantics in kernels/lora/__init__.py.
 
-    def __init__(self) -> None:
+    In bf16 what A gives, and its product with the scale, are rounded to bf16, as PEFT does with
+    one rounding more; both products add up in fp32, and the sum with the base is rounded once.
+    """
+
+    def __init__(self, workspace: Workspace | None) -> None:
+        self._workspace = workspace
+        self._tiles = TileBackend()
+        self._planned_for: LoraWork | None = None
         self._pool: Tensor | None = None
-        # slot -> (what the table held when the views were made, views by site)
-        self._slots: dict[int, tuple[Mapping[int, FactorTiles], dict[int, _SiteBlocks]]] = {}
+        self._parts: list[_Part] = []
+        self._places: dict[int, Place] = {}  # of the step that the parts were made for
+        self._segments: tuple[Segment, ...] = ()
+        self._rest: LoraWork | None = None  # segments without a place
 
-    def shrink(
-        self, hidden_TI: Tensor, pool_PE: Tensor, work: LoraWork, *, site: int, out_TR: Tensor
+    def add(
+        self,
+        hidden_TI: Tensor,
+        pool_PE: Tensor,
+        work: LoraWork,
+        *,
+        sites: Sequence[int],
+        outs_TO: Sequence[Tensor],
     ) -> None:
-        for segment, tiles in work.at_site(site):
-            hidden = hidden_TI[segment.start : segment.end].float()
-            out = out_TR[segment.start : segment.end, : tiles.rank]
-            for block in self._blocks(pool_PE, work.table, segment.slot, site).a:
-                target = out[:, block.row : block.end_row]
-                part = hidden[:, block.col : block.end_col]
-                weight = block.view.float().t()
-                if block.first:
-                    torch.mm(part, weight, out=target)
-                else:
-                    target.addmm_(part, weight)
+        workspace = self._workspace
+        if workspace is None or not workspace.sites.issuperset(sites):
+            self._tiles.add(hidden_TI, pool_PE, work, sites=sites, outs_TO=outs_TO)
+            return
+        if self._planned_for is not work:
+            self._plan(workspace, pool_PE, work)
+        for site, out_TO in zip(sites, outs_TO, strict=True):
+            for part in self._parts:
+                if site in part.sites:
+                    _add_part(workspace, part, site, hidden_TI, out_TO)
+        if self._rest is not None:
+            self._tiles.add(hidden_TI, pool_PE, self._rest, sites=sites, outs_TO=outs_TO)
 
-    def expand(
-        self, hidden_TR: Tensor, pool_PE: Tensor, work: LoraWork, *, site: int, out_TO: Tensor
-    ) -> None:
-        for segment, tiles in work.at_site(site):
-            rows = slice(segment.start, segment.end)
-            blocks = self._blocks(pool_PE, work.table, segment.slot, site).b
-            if out_TO.dtype == torch.float32:
-                _add_blocks(hidden_TR[rows], blocks, tiles.scale, out_TO[rows])
-                continue
-            # The sum is made in fp32 and rounded once.
-            total = out_TO[rows].float()
-            _add_blocks(hidden_TR[rows], blocks, tiles.scale, total)
-            out_TO[rows] = total.to(out_TO.dtype)
+    def forget(self) -> None:
+        """Pages were written: read them again before the next step."""
+        self._planned_for = None
+        self._segments = ()
+        if self._workspace is not None:
+            self._workspace.forget()
 
-    def _blocks(self, pool_PE: Tensor, table: LoraTable, slot: int, site: int) -> _SiteBlocks:
+    def _plan(self, workspace: Workspace, pool_PE: Tensor, work: LoraWork) -> None:
         if self._pool is not pool_PE:
+            self.forget()
             self._pool = pool_PE
-            self._slots.clear()
-        factors = table.factors(slot)
-        held, by_site = self._slots.get(slot, (None, dict[int, _SiteBlocks]()))
-        if held is not factors:
-            by_site = {}
-            self._slots[slot] = (factors, by_site)
-        blocks = by_site.get(site)
-        if blocks is None:
-            blocks = by_site[site] = _make_blocks(pool_PE, table, factors[site], site)
-        return blocks
+        wanted = {segment.slot: factors for segment, factors in work.live}
+        places = workspace.hold(pool_PE, work.table, wanted)
+        self._planned_for = work
+        rest = [segment for segment, _ in work.live if segment.slot not in places]
+        self._rest = LoraWork(work.table, rest) if rest else None
+        # Decode steps are alike as long as nobody comes or goes.
+        if work.segments == self._segments and _are_same(places, self._places):
+            return
+        worth = JOIN_MACS.get(pool_PE.dtype, 0) // workspace.mean_width
+        self._parts = list(_make_parts(work, places, worth))
+        self._segments, self._places = work.segments, places
 
 
-def _add_blocks(hidden: Tensor, blocks: Sequence[_Block], scale: float, total: Tensor) -> None:
-    for block in blocks:
-        part = hidden[:, block.row : block.end_row]
-        total[:, block.col : block.end_col].addmm_(part, block.view.float(), alpha=scale)
+def _add_part(
+    workspace: Workspace, part: _Part, site: int, hidden_TI: Tensor, out_TO: Tensor
+) -> None:
+    found = part.factors.get(site)
+    if found is None:
+        found = part.factors[site] = workspace.rows(site, part.place)
+    a_RI, b_RO, scale_R = found
+    hidden, out = hidden_TI[part.rows], out_TO[part.rows]
+    shrunk = torch.mm(hidden, a_RI.t())
+    if part.own_TR is not None:
+        shrunk = torch.where(part.own_TR, shrunk, 0)
+    out.addmm_(shrunk.mul_(scale_R), b_RO)
 
 
-def _make_blocks(pool_PE: Tensor, table: LoraTable, tiles: FactorTiles, site: int) -> _SiteBlocks:
-    shape, cols = table.sites[site], table.tile_cols
-    flat = pool_PE.view(-1)
-    a_tiles = _merge(tiles_of(tiles.a_offsets, tiles.rank, shape.in_width, cols))
-    b_tiles = _merge(tiles_of(tiles.b_offsets, tiles.rank, shape.out_width, cols))
-    # Products with A add up over columns: the first column block sets, the others add.
-    return _SiteBlocks(
-        a=tuple(_block(flat, tile, first=tile.col == 0) for tile in a_tiles),
-        b=tuple(_block(flat, tile, first=False) for tile in b_tiles),
+def _are_same(places: Mapping[int, Place], others: Mapping[int, Place]) -> bool:
+    return places.keys() == others.keys() and all(
+        place is others[slot] for slot, place in places.items()
     )
 
 
-def _block(flat: Tensor, tile: TileRef, *, first: bool) -> _Block:
-    view = torch.as_strided(flat, (tile.num_rows, tile.num_cols), (tile.stride, 1), tile.offset)
-    return _Block(
-        view, tile.row, tile.row + tile.num_rows, tile.col, tile.col + tile.num_cols, first
-    )
+def _make_parts(work: LoraWork, places: Mapping[int, Place], worth: int) -> Iterator[_Part]:
+    """Neighbours together, while the zeros of that (rows x rank rows) are `worth` it."""
+    members: list[tuple[Segment, Place]] = []
+    for segment, _ in work.live:
+        place = places.get(segment.slot)
+        if place is None:
+            continue
+        own = (segment.end - segment.start) * (place.end_row - place.row)
+        if members:
+            apart = _area(members) + own
+            if _area([*members, (segment, place)]) - apart > worth:
+                yield _part(members)
+                members = []
+        members.append((segment, place))
+    if members:
+        yield _part(members)
 
 
-def _merge(tiles: Sequence[TileRef]) -> list[TileRef]:
-    """Join rank blocks of one column block that lie right behind each other."""
-    merged: list[TileRef] = []
-    for tile in sorted(tiles, key=lambda tile: (tile.col, tile.row)):
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.col == tile.col
-            and last.offset + last.num_rows * last.stride == tile.offset
-        ):
-            rows = last.num_rows + tile.num_rows
-            merged[-1] = TileRef(last.offset, last.row, rows, last.col, last.num_cols, last.stride)
-        else:
-            merged.append(tile)
-    return merged
+def _span(members: Sequence[tuple[Segment, Place]]) -> slice:
+    return slice(min(place.row for _, place in members), max(place.end_row for _, place in members))
+
+
+def _area(members: Sequence[tuple[Segment, Place]]) -> int:
+    span = _span(members)
+    return (members[-1][0].end - members[0][0].start) * (span.stop - span.start)
+
+
+def _part(members: list[tuple[Segment, Place]]) -> _Part:
+    span = _span(members)
+    part = _Part(members, span, frozenset().union(*(place.factors for _, place in members)))
+    if len(members) > 1:
+        rows = part.rows
+        own_TR = torch.zeros(rows.stop - rows.start, span.stop - span.start, dtype=torch.bool)
+        for segment, place in members:
+            own_TR[
+                segment.start - rows.start : segment.end - rows.start,
+                place.row - span.start : place.end_row - span.start,
+            ] = True
+        part.own_TR = own_TR
+    return part

@@ -5,6 +5,8 @@ Called by tests and benches; a PagedModel may be built with it, as a test does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,25 +30,29 @@ def gather_factor(
 class ReferenceBackend:
     """See the Semantics in kernels/lora/__init__.py."""
 
-    def shrink(
-        self, hidden_TI: Tensor, pool_PE: Tensor, work: LoraWork, *, site: int, out_TR: Tensor
+    def add(
+        self,
+        hidden_TI: Tensor,
+        pool_PE: Tensor,
+        work: LoraWork,
+        *,
+        sites: Sequence[int],
+        outs_TO: Sequence[Tensor],
     ) -> None:
-        width, cols = work.table.sites[site].in_width, work.table.tile_cols
-        for segment, tiles in work.at_site(site):
-            a_RI = gather_factor(
-                pool_PE, tiles.a_offsets, rank=tiles.rank, width=width, tile_cols=cols
-            )
-            rows = slice(segment.start, segment.end)
-            out_TR[rows, : tiles.rank] = hidden_TI[rows].float() @ a_RI.T
+        cols = work.table.tile_cols
+        for site, out_TO in zip(sites, outs_TO, strict=True):
+            shape = work.table.sites[site]
+            for segment, tiles in work.at_site(site):
+                a_RI, b_RO = (
+                    gather_factor(pool_PE, offsets, rank=tiles.rank, width=width, tile_cols=cols)
+                    for offsets, width in (
+                        (tiles.a_offsets, shape.in_width),
+                        (tiles.b_offsets, shape.out_width),
+                    )
+                )
+                rows = slice(segment.start, segment.end)
+                delta = hidden_TI[rows].float() @ a_RI.T @ b_RO * tiles.scale
+                out_TO[rows] = (out_TO[rows].float() + delta).to(out_TO.dtype)
 
-    def expand(
-        self, hidden_TR: Tensor, pool_PE: Tensor, work: LoraWork, *, site: int, out_TO: Tensor
-    ) -> None:
-        width, cols = work.table.sites[site].out_width, work.table.tile_cols
-        for segment, tiles in work.at_site(site):
-            b_RO = gather_factor(
-                pool_PE, tiles.b_offsets, rank=tiles.rank, width=width, tile_cols=cols
-            )
-            rows = slice(segment.start, segment.end)
-            delta = hidden_TR[rows, : tiles.rank] @ b_RO * tiles.scale
-            out_TO[rows] = (out_TO[rows].float() + delta).to(out_TO.dtype)
+    def forget(self) -> None:
+        """Nothing to forget: pages are read at every call."""

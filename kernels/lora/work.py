@@ -189,14 +189,12 @@ class LoraWork:
         self.segments = tuple(segments)
         self.end_row = last  # rows of the step that are touched at most
         # Slot -1 marks base rows: nothing to do for them.
-        self._live = [
+        self.live = [
             (segment, table.factors(segment.slot))
             for segment in segments
             if segment.slot >= 0 and segment.end > segment.start
         ]
-        ranks = [tiles.rank for _, factors in self._live for tiles in factors.values()]
-        self.max_rank = max(ranks, default=0)
 
     def at_site(self, site: int) -> list[tuple[Segment, FactorTiles]]:
         """The segments whose adapter changes `site`."""
-        return [(segment, factors[site]) for segment, factors in self._live if site in factors]
+        return [(segment, factors[site]) for segment, factors in self.live if site in factors]

@@ -7,7 +7,8 @@ rows into tensors, the only place where that happens. Knows no policies and no r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ...kernels.attention import AttentionWork
 from ...kernels.lora import Segment
+from ..scheduling.records import MAX_PROMPT_LOGITS, NO_PLACES
+from ..scheduling.sampling import SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,24 @@ class StepRow:
     pages: Sequence[int]
     adapter_slot: int  # -1: base model
     sample: bool  # whether this chunk ends at the last known token, so that a new one is wanted
-    temperature: float  # 0: greedy
-    seed: int
+    sampling: SamplingParams
+    # Prompt and answer so far, the request's own list: who it belongs to is told by its identity.
+    known_ids: Sequence[int] = ()
+    num_prompt: int = 0  # of those, tokens of the prompt
+    tell: range = NO_PLACES  # positions in this chunk whose next token, of the prompt, is judged
+
+
+@dataclass(frozen=True, slots=True)
+class ToldPrompt:
+    """A stretch of one row's prompt."""
+
+    row: int
+    first_position: int  # of the first entry's token
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+def _no_logprobs() -> dict[int, TokenLogprobs]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +60,11 @@ class StepResult:
     """Sampled tokens of one step, on the host."""
 
     tokens: dict[int, int]  # row -> token id, for the rows with sample=True
-    # Rows with sample=True that got no token: their logits held NaN or infinity.
+    # Rows whose logits held NaN or infinity: they got no token, and nothing of theirs is told.
     not_finite: tuple[int, ...] = ()
+    # row -> its token's, for rows that want them
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=_no_logprobs)
+    told: tuple[ToldPrompt, ...] = ()  # a stretch for each row with places to tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +78,13 @@ class StepCapacity:
     # a preempted request keeps its row.
     max_rows: int
     max_rank: int = 256
+    max_prompt_logits: int = MAX_PROMPT_LOGITS  # places of prompts that are told in one step
+    workspace_rows: int = 64  # rank rows of adapters in use that are laid out whole (CPU)
+
+    @property
+    def max_logit_rows(self) -> int:
+        """Places of one step whose logits are computed."""
+        return self.max_running + min(self.max_prompt_logits, self.max_step_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,9 +95,14 @@ class Batch:
     position_T: Tensor
     attention: AttentionWork
     segments: tuple[Segment, ...]
-    sample_idx: Tensor  # int64, places in the step whose next token is wanted
-    sampled: tuple[StepRow, ...]  # the rows they belong to
-    sampled_row: Tensor  # int64, their cells in the buffer of last tokens
+    head_segments: tuple[Segment, ...]  # the same over the places of sample_idx
+    # int64, places in the step whose logits are wanted, in the order of the rows; of one row the
+    # places of its prompt come first, then the place whose next token is sampled.
+    sample_idx: Tensor
+    told: tuple[tuple[StepRow, int], ...]  # rows with places to tell, and the first one's logits
+    drawn: tuple[StepRow, ...]  # rows that get a token
+    drawn_idx: Tensor  # int64, which of the logits they are drawn from
+    drawn_row: Tensor  # int64, their cells in the buffer of last tokens
     feed_idx: Tensor  # int64, places in the step that take the row's last token
     feed_row: Tensor  # int64, and the cells they take it from
 
@@ -93,8 +127,9 @@ class StepBuffers:
         self.offsets = _Staged("tokens of the step", tokens, device)
         self.fresh_pages = _Staged("tokens of the step", tokens, device)
         self.block_table = _Staged("block table entries", running * self.max_pages, device)
-        self.sample_idx = _Staged("requests", running, device)
-        self.sampled_row = _Staged("requests", running, device)
+        self.sample_idx = _Staged("logits", limits.max_logit_rows, device)
+        self.drawn_idx = _Staged("requests", running, device)
+        self.drawn_row = _Staged("requests", running, device)
         self.feed_idx = _Staged("requests", running, device)
         self.feed_row = _Staged("requests", running, device)
 
@@ -136,8 +171,10 @@ def build_batch(rows: Sequence[StepRow], buffers: StepBuffers) -> Batch:
     pages = table_BM[request_T, positions // buffers.tokens_per_page]
     offsets = positions % buffers.tokens_per_page
     feeds = [i for i, row in enumerate(rows) if not row.token_ids]
-    sampled = [i for i, row in enumerate(rows) if row.sample]
+    drawn = [row for row in rows if row.sample]
+    wanted = _logit_places(rows, ends - lens)
     position_T = buffers.positions.put(positions)
+    segments, places = _segments(rows, ends), np.array(wanted.places, dtype=np.int64)
     return Batch(
         input_ids_T=buffers.input_ids.put(_token_ids(rows)),
         position_T=position_T,
@@ -150,10 +187,13 @@ def build_batch(rows: Sequence[StepRow], buffers: StepBuffers) -> Batch:
             position_T=position_T,
             fresh_pages=buffers.fresh_pages.put(pages[offsets == 0]),
         ),
-        segments=_segments(rows, ends),
-        sample_idx=buffers.sample_idx.put(ends[sampled] - 1),
-        sampled=tuple(rows[i] for i in sampled),
-        sampled_row=buffers.sampled_row.put([rows[i].row for i in sampled]),
+        segments=segments,
+        head_segments=_among(segments, places),
+        sample_idx=buffers.sample_idx.put(places),
+        told=tuple(wanted.told),
+        drawn=tuple(drawn),
+        drawn_idx=buffers.drawn_idx.put(wanted.drawn),
+        drawn_row=buffers.drawn_row.put([row.row for row in drawn]),
         feed_idx=buffers.feed_idx.put(ends[feeds] - 1),
         feed_row=buffers.feed_row.put([rows[i].row for i in feeds]),
     )
@@ -185,6 +225,32 @@ def _token_ids(rows: Sequence[StepRow]) -> list[int]:
     return token_ids
 
 
+class _LogitPlaces(NamedTuple):
+    places: list[int]  # in the step
+    told: list[tuple[StepRow, int]]  # row, and where in `places` its stretch begins
+    drawn: list[int]  # where in `places` each sampled row's last token is
+
+
+def _logit_places(rows: Sequence[StepRow], firsts: NDArray[np.int64]) -> _LogitPlaces:
+    """Of each row the places it tells, then its last one if a token is wanted."""
+    found = _LogitPlaces([], [], [])
+    for row, first in zip(rows, firsts.tolist(), strict=True):
+        end = row.start + row.num_tokens
+        if row.tell:
+            if not row.start <= row.tell.start <= row.tell.stop <= min(end, row.num_prompt - 1):
+                raise ValueError(
+                    f"row {row.row}: places {row.tell} are to be told, the chunk is "
+                    f"[{row.start}, {end}) of a prompt of {row.num_prompt}"
+                )
+            found.told.append((row, len(found.places)))
+            shift = first - row.start
+            found.places.extend(range(row.tell.start + shift, row.tell.stop + shift))
+        if row.sample:
+            found.drawn.append(len(found.places))
+            found.places.append(first + row.num_tokens - 1)
+    return found
+
+
 def _segments(rows: Sequence[StepRow], ends: NDArray[np.int64]) -> tuple[Segment, ...]:
     """Neighbours of one slot make one segment."""
     segments: list[Segment] = []
@@ -198,3 +264,9 @@ def _segments(rows: Sequence[StepRow], ends: NDArray[np.int64]) -> tuple[Segment
         else:
             segments.append(Segment(start, end, row.adapter_slot))
     return tuple(segments)
+
+
+def _among(segments: Sequence[Segment], places: NDArray[np.int64]) -> tuple[Segment, ...]:
+    """The segments of the step, seen by a module that is given the rows at `places` only."""
+    bounds = [(s.slot, *np.searchsorted(places, (s.start, s.end)).tolist()) for s in segments]
+    return tuple(Segment(start, end, slot) for slot, start, end in bounds if start < end)

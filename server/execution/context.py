@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...kernels.attention import AttentionOptions
-from ...kernels.lora import LoraBackend, LoraWork, sgmv_expand, sgmv_shrink
+from ...kernels.lora import LoraBackend, LoraWork, add_lora
 
 
 class Attend(Protocol):
@@ -35,25 +35,17 @@ class LoraStep:
 
     work: LoraWork
     pool_PE: Tensor
-    shrunk_TR: Tensor  # fp32 scratch, as wide as the step's largest rank
+    num_rows: int  # that every site is given
     backend: LoraBackend
 
     def add(self, site: int, hidden_TI: Tensor, out_TO: Tensor) -> None:
         """Add every adapter's product at `site` to its rows of `out_TO`."""
-        sgmv_shrink(
+        add_lora(
             hidden_TI,
             self.pool_PE,
             self.work,
-            site=site,
-            out_TR=self.shrunk_TR,
-            backend=self.backend,
-        )
-        sgmv_expand(
-            self.shrunk_TR,
-            self.pool_PE,
-            self.work,
-            site=site,
-            out_TO=out_TO,
+            sites=(site,),
+            outs_TO=(out_TO,),
             backend=self.backend,
         )
 
@@ -61,12 +53,15 @@ class LoraStep:
 class StepContext:
     """Set before a forward, empty between two."""
 
-    __slots__ = ("attend", "lora")
+    __slots__ = ("attend", "head", "lora")
 
     def __init__(self) -> None:
         self.attend: Attend | None = None
         self.lora: LoraStep | None = None  # None: no row of this step has an adapter
+        # The same for the head, which sees sampled rows only. None: none of them has an adapter.
+        self.head: LoraStep | None = None
 
     def clear(self) -> None:
         self.attend = None
         self.lora = None
+        self.head = None

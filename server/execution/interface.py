@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from ...kernels.attention import AttentionOptions
 from ..errors import ModelRefused
 from .context import StepContext
+from .refusals import refused
 
 NAME = "lorry"
 _CONTEXT = "lorry_context"
@@ -43,6 +44,11 @@ def attention_forward(  # noqa: PLR0917 - the interface's own signature
         )
     if attention_mask is not None or query.shape[0] != 1:
         raise ModelRefused(f"{type(module).__name__} brings a mask or a batch of its own")
+    if key.shape[2] != query.shape[2]:
+        raise ModelRefused(
+            f"{type(module).__name__} brings {key.shape[2]} keys for {query.shape[2]} tokens: it "
+            "keeps a state of its own"
+        )
     out_THK = context.attend(
         int(module.layer_idx),  # pyright: ignore[reportArgumentType]
         query[0].transpose(0, 1).contiguous(),
@@ -70,6 +76,12 @@ def attach(model: PreTrainedModel, context: StepContext) -> None:
     AttentionInterface.register(NAME, attention_forward)
     for module in model.modules():
         if hasattr(module, "layer_idx"):
+            if getattr(module, "is_causal", True) is False:
+                raise ModelRefused(
+                    f"{type(model).__name__} is no decoder: {type(module).__name__} has is_causal "
+                    "= False, it looks ahead",
+                    field="--model",
+                )
             setattr(module, _CONTEXT, context)
     switch(model, NAME)
 
@@ -110,7 +122,8 @@ def probe_kv_shape(model: PreTrainedModel, context: StepContext) -> KvShape:
     """Run two tokens and look at what attention is given, instead of believing the config.
 
     Raises:
-        ModelRefused: layers differ, share KV, or do not come to us.
+        ModelRefused: layers differ, share KV, or do not come to us; or the output layer speaks
+            of other tokens than the input layer.
     """
     seen: list[tuple[int, tuple[int, ...], tuple[int, ...], int]] = []
 
@@ -119,24 +132,37 @@ def probe_kv_shape(model: PreTrainedModel, context: StepContext) -> KvShape:
     ) -> Tensor:
         shapes = tuple(key_TGK.shape), tuple(value_TGK.shape)
         seen.append((layer, *shapes, options.sliding_window or 0))
-        return torch.zeros_like(query_THK)
+        # Values may be of another width than queries.
+        return value_TGK.new_zeros(*query_THK.shape[:2], value_TGK.shape[2])
 
+    name, text_config = type(model).__name__, model.config.get_text_config()
     context.attend = record
     try:
         ids_12 = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-        model(
+        out = model(
             input_ids=ids_12,
             position_ids=torch.arange(2, device=model.device)[None],
             use_cache=False,
+            logits_to_keep=ids_12[0, :1],
         )
+        head_width = int(out.logits.shape[-1])
+    except ModelRefused as error:
+        raise ModelRefused(str(error), field="--model") from error
+    # Whatever a model's own code raises says that it cannot be given rows and positions alone.
+    except Exception as error:
+        raise ModelRefused(
+            f"{name} does not run on packed tokens: {type(error).__name__}: {error}",
+            field="--model",
+        ) from error
     finally:
         context.clear()
-    name = type(model).__name__
-    num_layers = int(model.config.get_text_config().num_hidden_layers)
+    _check_head(head_width, text_config.vocab_size)
+    num_layers = int(text_config.num_hidden_layers)
     if [layer for layer, *_ in seen] != list(range(num_layers)):
         raise ModelRefused(
-            f"{name} has {num_layers} layers, but layers {[layer for layer, *_ in seen]} came to "
-            "the attention interface",
+            f"{name} has num_hidden_layers = {num_layers}, but layers "
+            f"{[layer for layer, *_ in seen][:99]} came to the attention interface: the others "
+            "keep a state, or layers share one",
             field="--model",
         )
     shapes = {shape for _, key, value, _ in seen for shape in (key, value)}
@@ -148,3 +174,13 @@ def probe_kv_shape(model: PreTrainedModel, context: StepContext) -> KvShape:
         )
     _, num_kv_heads, head_dim = shapes.pop()
     return KvShape(num_layers, num_kv_heads, head_dim, max(window for *_, window in seen))
+
+
+def _check_head(head_width: int, vocab_size: int) -> None:
+    if head_width != vocab_size:
+        raise refused(
+            "vocab_size",
+            vocab_size,
+            f"the output layer has {head_width} logits; a token could be known and never said, or "
+            "said and not known",
+        )

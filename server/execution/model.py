@@ -7,9 +7,8 @@ base's fingerprint. Does not know requests, the pool's size or adapters. Called 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -18,16 +17,17 @@ from transformers.utils.logging import disable_progress_bar
 from ...adapters.image import ImageSpec, tile_cols
 from ..config import ModelConfig
 from ..errors import ConfigError, ModelRefused
+from .base_hashes import hash_base_weights
 from .context import StepContext
 from .interface import KvShape, attach, probe_kv_shape
+from .packed import pack_linears
+from .refusals import check_config, check_loaded, check_window, plain_parts, quant_method_of
+from .rope import check_positions, fix_longrope
 from .sites import install_sites
 
 TOKENS_PER_PAGE = 16
 MAX_PAGE_BYTES = 4 << 20  # pages that would be larger hold half the tokens
 FINGERPRINT_VALUES = 64
-# The frequencies of these follow the longest position in the batch: requests would leak
-# into each other.
-LEAKING_ROPES = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class LoadedModel:
     image_spec: ImageSpec
     eos_ids: tuple[int, ...]
     vocab_size: int
+    notes: tuple[str, ...] = ()  # choices made for all requests at once, for the log
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -71,20 +72,27 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """
     device = _device(config.device)
     model = _load_weights(config, device)
-    return prepare_model(model, max_model_len=config.max_model_len)
+    loaded = prepare_model(model, max_model_len=config.max_model_len)
+    # After everything that reads weights. The self-proof judges what the packed ones compute.
+    pack_linears(model)
+    return loaded
 
 
 def prepare_model(model: PreTrainedModel, *, max_model_len: int = 0) -> LoadedModel:
     """Check a model in memory and put our attention and linears into it."""
-    text_config = model.config.get_text_config()
     check_config(model.config)
+    text_config = model.config.get_text_config()
+    max_len = _max_len(text_config, max_model_len)
     fingerprint = fingerprint_of(model)
     model.eval().requires_grad_(False)
+    notes = fix_longrope(model, max_len)
     context = StepContext()
     attach(model, context)
     kv = probe_kv_shape(model, context)
+    check_window(text_config, seen=kv.max_window, max_model_len=max_len)
     geometry = page_geometry(kv, element_bytes=model.dtype.itemsize)
     sites = install_sites(model, context, num_layers=kv.num_layers)
+    check_positions(model, context, max_len)
     return LoadedModel(
         model=model,
         context=context,
@@ -92,12 +100,15 @@ def prepare_model(model: PreTrainedModel, *, max_model_len: int = 0) -> LoadedMo
         dtype=model.dtype,
         device=model.device,
         fingerprint=fingerprint,
-        max_model_len=_max_len(text_config, max_model_len),
+        max_model_len=max_len,
         max_window=kv.max_window,
         geometry=geometry,
-        image_spec=ImageSpec(geometry.page_elements, _dtype_name(model.dtype), sites),
+        image_spec=ImageSpec(
+            geometry.page_elements, _dtype_name(model.dtype), sites, hash_base_weights(model)
+        ),
         eos_ids=_eos_ids(model),
         vocab_size=int(text_config.vocab_size),
+        notes=notes,
     )
 
 
@@ -119,27 +130,6 @@ def page_geometry(kv: KvShape, *, element_bytes: int) -> PageGeometry:
     return geometry
 
 
-def check_config(config: PreTrainedConfig) -> None:
-    """Refuse what the packed, paged path would get wrong without a word.
-
-    Raises:
-        ModelRefused: names the config field and its value.
-    """
-    text_config = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise _refused("is_encoder_decoder", True, "only decoders are served")
-    if getattr(config, "quantization_config", None) is not None:
-        raise _refused("quantization_config", "set", "weights must be plain floats")
-    chunk = getattr(text_config, "attention_chunk_size", None)
-    if chunk is not None:
-        raise _refused("attention_chunk_size", chunk, "chunked attention is not supported")
-    for rope_type in _rope_types(text_config):
-        if rope_type in LEAKING_ROPES:
-            raise _refused(
-                "rope_type", rope_type, "it depends on the longest request of the whole batch"
-            )
-
-
 @torch.no_grad()
 def fingerprint_of(model: PreTrainedModel) -> str:
     """SHA-256 over names, shapes and 64 evenly spaced values of each parameter as bfloat16.
@@ -148,12 +138,13 @@ def fingerprint_of(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
-        flat = parameter.detach().reshape(-1)
-        count = min(FINGERPRINT_VALUES, flat.numel())
-        picks = [i * flat.numel() // count for i in range(count)]
-        values = flat[torch.tensor(picks, dtype=torch.int64, device=flat.device)]
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+        for plain in plain_parts(parameter.detach()):
+            flat = plain.reshape(-1)
+            count = min(FINGERPRINT_VALUES, flat.numel())
+            picks = [i * flat.numel() // count for i in range(count)]
+            values = flat[torch.tensor(picks, dtype=torch.int64, device=flat.device)]
+            digest.update(f"{name}{tuple(plain.shape)}".encode())
+            digest.update(values.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -161,23 +152,30 @@ def _load_weights(config: ModelConfig, device: torch.device) -> PreTrainedModel:
     source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     disable_progress_bar()  # the log of a service is no terminal
     loader: Any = AutoModelForCausalLM
+    quant_method = ""
     try:
         checkpoint = AutoConfig.from_pretrained(config.model, **source)
         check_config(checkpoint)
-        model: PreTrainedModel = loader.from_pretrained(
+        quant_method = quant_method_of(checkpoint)
+        model, info = loader.from_pretrained(
             config.model,
             dtype=_dtype(config.dtype, device, checkpoint),
             attn_implementation="eager",
             use_safetensors=True,
+            output_loading_info=True,
             **source,
         )
-    except (OSError, ValueError, KeyError) as error:
+    # What a quantizer misses is said by many classes: its package, a device, a file.
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError) as error:
+        what = f" (quant_method is {quant_method!r})" if quant_method else ""
         raise ModelRefused(
-            f"--model is {config.model!r}; it cannot be loaded from local safetensors files: "
+            f"--model is {config.model!r}; it cannot be loaded from local safetensors files{what}: "
             f"{error}",
             field="--model",
         ) from error
-    return cast(Any, model).to(device)
+    check_loaded(model, info, quant_method)
+    # A quantizer has put its weights where they belong.
+    return model if quant_method else model.to(device)
 
 
 def _device(name: str) -> torch.device:
@@ -226,19 +224,3 @@ def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
     if found is None:
         return ()
     return (int(found),) if isinstance(found, int) else tuple(int(token) for token in found)
-
-
-def _rope_types(text_config: PreTrainedConfig) -> Iterator[str]:
-    """Every rope_type named anywhere: the field may be one table, or one per kind of layer."""
-    for field in ("rope_parameters", "rope_scaling"):
-        tables: list[object] = [getattr(text_config, field, None)]
-        while tables:
-            table = tables.pop()
-            if isinstance(table, Mapping):
-                named = cast("Mapping[str, object]", table)
-                yield str(named.get("rope_type", named.get("type", "default")))
-                tables.extend(named.values())
-
-
-def _refused(field: str, value: object, reason: str) -> ModelRefused:
-    return ModelRefused(f"the model's config has {field} = {value}: {reason}", field=field)

@@ -16,10 +16,11 @@ from torch import Tensor
 from ...adapters.image import ImageLayout, tile_cols
 from ...kernels import attention, lora
 from ...kernels.attention import AttentionBackend, AttentionOptions, AttentionWork
-from ...kernels.lora import FactorTiles, LoraBackend, LoraTable, LoraWork, SiteShape
+from ...kernels.lora import FactorTiles, LoraBackend, LoraTable, LoraWork, Segment, SiteShape
 from .batch import Batch, StepCapacity
 from .context import LoraStep
 from .model import LoadedModel
+from .workspace_size import make_workspace
 
 
 class PagedModel:
@@ -53,11 +54,10 @@ class PagedModel:
             tile_cols=tile_cols(geometry.page_elements),
             pool_elements=self.pool_PE.numel(),
         )
-        self._shrunk = torch.zeros(
-            limits.max_step_tokens * limits.max_rank, dtype=torch.float32, device=loaded.device
-        )
         self._attention = attention_backend or attention.choose_backend("cpu")
-        self._lora = lora_backend or lora.choose_backend("cpu")
+        self._lora = lora_backend or lora.choose_backend(
+            "cpu", workspace=make_workspace(loaded, limits.workspace_rows)
+        )
 
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         """Let `slot` mean the image that lies in `pages`, in the order of the image's pages.
@@ -83,20 +83,23 @@ class PagedModel:
         """Fill pages with NaN: whoever reads them without having written them will show."""
         if pages:
             self.pool_PE.index_fill_(0, self._page_idx(pages), torch.nan)
+            self._lora.forget()
 
     def clear(self, pages: Sequence[int]) -> None:
         """Fill pages with zeros."""
         if pages:
             self.pool_PE.index_fill_(0, self._page_idx(pages), 0)
+            self._lora.forget()
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Logits [sampled places, V] in fp32; keys and values of the step go to their pages."""
+        """Logits [wanted places, V] in the model's dtype; new keys and values go to their pages."""
         work = batch.attention
         attention.clear_fresh(self._kv_PL2GZK, work)
         context = self.loaded.context
         context.attend = _Attend(self._kv_PL2GZK, work, self._attention)
-        context.lora = self._lora_step(batch)
+        context.lora = self._lora_step(batch.segments, batch.attention.num_tokens)
+        context.head = self._lora_step(batch.head_segments, len(batch.sample_idx))
         try:
             out = self.loaded.model(
                 input_ids=batch.input_ids_T[None],
@@ -106,15 +109,12 @@ class PagedModel:
             )
         finally:
             context.clear()
-        return out.logits[0].float()
+        return out.logits[0]
 
-    def _lora_step(self, batch: Batch) -> LoraStep | None:
-        if not batch.segments:
+    def _lora_step(self, segments: Sequence[Segment], num_rows: int) -> LoraStep | None:
+        if not segments:
             return None
-        work = LoraWork(self._table, batch.segments)
-        num_tokens = batch.attention.num_tokens
-        shrunk_TR = self._shrunk[: num_tokens * work.max_rank].view(num_tokens, work.max_rank)
-        return LoraStep(work, self.pool_PE, shrunk_TR, self._lora)
+        return LoraStep(LoraWork(self._table, segments), self.pool_PE, num_rows, self._lora)
 
     def _page_idx(self, pages: Sequence[int]) -> Tensor:
         return torch.tensor(list(pages), dtype=torch.int64, device=self.pool_PE.device)

@@ -21,21 +21,21 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def choose_num_pages(pool_bytes: int, page_bytes: int, device: torch.device) -> int:
-    """Pages of the pool; `pool_bytes` 0 means the device's own rule.
+def choose_num_pages(pool_bytes: int, page_bytes: int) -> int:
+    """Pages of a pool that has so many bytes for them.
 
     Raises:
         ConfigError: not even one page fits.
     """
-    available = pool_bytes or default_pool_bytes(device)
-    if available < page_bytes:
+    if pool_bytes < page_bytes:
         raise ConfigError(
-            f"--pool-bytes is {available}, less than one page ({page_bytes})", field="--pool-bytes"
+            f"--pool-bytes is {pool_bytes}, less than one page ({page_bytes})", field="--pool-bytes"
         )
-    return available // page_bytes
+    return pool_bytes // page_bytes
 
 
 def default_pool_bytes(device: torch.device) -> int:
+    """The device's own rule, where no flag names the bytes."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import interface
 from .model import LoadedModel
+from .packed import plain_weights
 from .sites import find_sites
 
 
@@ -34,6 +35,7 @@ def eager_logits(
     model = loaded.model
     with ExitStack() as stack:
         stack.enter_context(_eager(loaded))
+        stack.enter_context(plain_weights(model))
         if dense is not None:
             stack.enter_context(_dense_lora(loaded, dense))
         if upcast:

@@ -1,36 +1,36 @@
-"""From logits to tokens: greedy, or by temperature with a counter-based generator.
+"""From logits to tokens: greedy, or drawn by temperature and filters; a pure function.
 
 The Gumbel-max trick: the token with the largest logit / temperature + noise follows the softmax
-when the noise of each token is Gumbel's. The noise is a hash of (seed, position, token id), a
-counter-based generator in the sense of Salmon et al. (SC'11), so who else is in the batch or how
-often a request was preempted changes nothing. Logits that another order of a sum has moved by
-little change a token only where its two best are as close as that; the inverse of the
-distribution function, which adds up the vocabulary, moves every later boundary.
-Does not know requests or stop conditions. Called by the runner.
+when the noise of each token is Gumbel's. Logits that another order of a sum has moved by little
+change a token only where its two best are as close as that; the inverse of the distribution
+function, which adds up the vocabulary, moves every later boundary. Each row is a function of its
+own logits, wish and history; rows of one kind are worked on together. Called by the runner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
-# SplitMix64 (Steele, Lea, Flood 2014): its step and the two factors of its finalizer.
-_GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
-NOISE_ELEMENTS = 1 << 20  # rows of noise made at once: bounds temporaries
+from ..scheduling.sampling import SamplingParams
+from .filters import keep_likely, scale, temperatures
+from .first_max import first_max
+from .noise import gumbel, noise_keys
+from .penalties import Seen, adjust
+
+BLOCK_ELEMENTS = 1 << 18  # of the logits, worked on at once: bounds temporaries
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """How one token is to be chosen."""
 
-    temperature: float  # 0: greedy
-    seed: int  # taken modulo 2**64
+    sampling: SamplingParams
     position: int  # of the token to be sampled
+    seen: Seen | None = None  # None: no penalty is asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,72 +42,72 @@ class Choice:
     finite_B: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a row's choice takes; rows of one kind share every operation."""
+
+    drawn: bool
+    top_k_bits: int = 0  # 0: no top-k. Few and many likeliest do not wait for each other.
+    top_p: bool = False
+    min_p: bool = False
+
+    @property
+    def filters(self) -> bool:
+        return self.top_k_bits > 0 or self.top_p or self.min_p
+
+
 def sample(logits_BV: Tensor, wishes: Sequence[Wish]) -> Choice:
-    """Greedy takes the first of equal maxima, any other row the largest noisy score."""
-    top_B, tokens_B = logits_BV.max(dim=-1)
-    drawn = [i for i, wish in enumerate(wishes) if wish.temperature > 0]
+    """Logits in any float dtype; they stay as they are. Of equal maxima the first is taken."""
+    top_B, tokens_B = first_max(logits_BV)
     vocab = logits_BV.shape[-1]
-    rows = max(1, NOISE_ELEMENTS // vocab)
-    for first in range(0, len(drawn), rows):
-        some = drawn[first : first + rows]
-        idx = torch.tensor(some, dtype=torch.int64, device=logits_BV.device)
-        scores_BV = gumbel([(wishes[i].seed, wishes[i].position) for i in some], vocab, idx.device)
-        # Largest first to zero: a tiny temperature then overflows nowhere.
-        logits = logits_BV.index_select(0, idx).float() - top_B.index_select(0, idx)[:, None]
-        scores_BV += logits.div_(_temperatures([wishes[i] for i in some], idx.device))
-        tokens_B.index_copy_(0, idx, scores_BV.argmax(dim=-1))
+    for kind, rows in _by_kind(wishes, vocab).items():
+        for some in blocks(rows, vocab):
+            idx = torch.tensor(some, dtype=torch.int64, device=logits_BV.device)
+            scores_BV = logits_BV.index_select(0, idx).float()
+            chosen = [wishes[i] for i in some]
+            adjust(scores_BV, [wish.sampling for wish in chosen], [wish.seen for wish in chosen])
+            if kind.drawn:
+                scores_BV = _add_noise(scores_BV, chosen, filters=kind.filters)
+            tokens_B.index_copy_(0, idx, first_max(scores_BV)[1])
     return Choice(tokens_B, top_B.isfinite())
 
 
-def gumbel(
-    seeds_and_positions: Sequence[tuple[int, int]], vocab: int, device: torch.device
-) -> Tensor:
-    """Noise [B, V] in fp32: element v is a pure function of (seed, position, v).
-
-    The integers are the same on every device, the logarithms to the last place or so.
-    """
-    keys = [_signed(_key(seed, position)) for seed, position in seeds_and_positions]
-    keys_B1 = torch.tensor(keys, dtype=torch.int64, device=device)[:, None]
-    steps_V = torch.arange(1, vocab + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
-    bits_BV = _finalize(keys_B1 + steps_V)
-    # 53 bits in (0, 1). Small ones win: fp32 keeps all their digits, and log1p as well. The
-    # largest would round to 1, and its noise to minus infinity.
-    uniform_BV = _shift_right(bits_BV, 11).float().add_(0.5).mul_(2.0**-53)
-    uniform_BV.clamp_max_(1 - 2.0**-24)
-    return uniform_BV.neg_().log1p_().neg_().log_().neg_()
+def blocks(rows: Sequence[int], vocab: int) -> Iterator[Sequence[int]]:
+    """As many rows at a time as temporaries are made for."""
+    size = max(1, BLOCK_ELEMENTS // vocab)
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
-def _key(seed: int, position: int) -> int:
-    """Where the SplitMix64 sequence of one token's noise begins."""
-    return _mix(_mix(seed & _MASK) + position * _GOLDEN)
+def _by_kind(wishes: Sequence[Wish], vocab: int) -> dict[_Kind, list[int]]:
+    """Rows that are greedy on the logits as they are belong to no kind: nothing is left to do."""
+    kinds: dict[_Kind, list[int]] = {}
+    for row, wish in enumerate(wishes):
+        one = wish.sampling
+        if one.temperature > 0:
+            top_k_bits = one.top_k.bit_length() if one.top_k < vocab else 0
+            kind = _Kind(True, top_k_bits, one.top_p < 1, one.min_p > 0)
+        elif one.logit_bias or one.needs_history:
+            kind = _Kind(False)
+        else:
+            continue
+        kinds.setdefault(kind, []).append(row)
+    return kinds
 
 
-def _mix(value: int) -> int:
-    """One number of SplitMix64 from the state `value`; `_finalize` is the same on tensors."""
-    value = (value + _GOLDEN) & _MASK
-    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
-        value = ((value ^ (value >> shift)) * factor) & _MASK
-    return value ^ (value >> _SHIFTS[-1])
-
-
-def _finalize(state: Tensor) -> Tensor:
-    """Changes `state` in place. int64 arithmetic wraps around, which makes it that of uint64."""
-    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
-        state.bitwise_xor_(_shift_right(state, shift)).mul_(_signed(factor))
-    return state.bitwise_xor_(_shift_right(state, _SHIFTS[-1]))
-
-
-def _shift_right(value: Tensor, shift: int) -> Tensor:
-    """Zeros come in from the left: torch's own shift of int64 repeats the sign."""
-    return value.bitwise_right_shift(shift).bitwise_and_((1 << (64 - shift)) - 1)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the bits of a uint64."""
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _temperatures(wishes: Sequence[Wish], device: torch.device) -> Tensor:
-    limits = torch.finfo(torch.float32)
-    values = [min(max(wish.temperature, limits.tiny), limits.max) for wish in wishes]
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+def _add_noise(scores_BV: Tensor, wishes: Sequence[Wish], *, filters: bool) -> Tensor:
+    """What comes out largest is the draw. Changes the scores given."""
+    params = [wish.sampling for wish in wishes]
+    device = scores_BV.device
+    peak_B1 = scores_BV.amax(dim=-1, keepdim=True)
+    left_BV = keep_likely(scale(scores_BV, peak_B1, params), params) if filters else None
+    # Largest first to zero: a tiny temperature then overflows nowhere. A filter only rules out:
+    # one that lets everything pass changes no draw.
+    scores_BV.sub_(peak_B1).div_(temperatures(params, device))
+    keys_B = noise_keys([(wish.sampling.seed, wish.position) for wish in wishes], device)
+    if left_BV is None:
+        token_V = torch.arange(scores_BV.shape[1], dtype=torch.int64, device=device)
+        return scores_BV.add_(gumbel(keys_B[:, None], token_V))
+    # Noise is the larger part of a draw: made for those alone who may win.
+    row, token = (left_BV > -torch.inf).nonzero(as_tuple=True)
+    return left_BV.index_put_((row, token), scores_BV[row, token] + gumbel(keys_B[row], token))

@@ -27,10 +27,12 @@ from ...adapters.packing import pack_image
 from ...kernels.attention import AttentionBackend
 from ...kernels.lora import LoraBackend
 from ..errors import ModelRefused
+from ..scheduling.sampling import SamplingParams
 from .batch import StepBuffers, StepCapacity, StepRow, build_batch
 from .model import LoadedModel
 from .paged_model import PagedModel
 from .proof_reference import DenseLora, eager_logits
+from .refusals import is_packed, quant_method_of
 from .sites import find_sites, rms_weight
 
 FP32_BOUND = 1e-4  # of the logit range
@@ -69,6 +71,13 @@ def prove(
     Raises:
         ModelRefused: the paths do not agree, with the numbers.
     """
+    if loaded.dtype != torch.float32 and is_packed(loaded.model):
+        raise ModelRefused(
+            f"the weights are packed (quant_method is {quant_method_of(loaded.model.config)!r}): "
+            f"there is nothing exact to hold {loaded.image_spec.dtype} against; such a model can "
+            "prove itself with --dtype float32",
+            field="--dtype",
+        )
     generator = torch.Generator().manual_seed(0)
     adapters = [_random_adapter(loaded, generator, idx) for idx in range(max(SLOTS) + 1)]
     prompts, adapter_pages, num_pages = _lay_out(loaded, adapters, generator)
@@ -95,11 +104,12 @@ def prove(
     paged.poison([page for prompt in prompts for page in prompt.pages])
     mixed_error = _compare("adapters", paged, prompts, adapters)
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    return (
+    line = (
         f"{len(prompts)} prompts, {num_tokens} tokens, packed, chunked and decoded over pages "
         f"against eager attention in {loaded.image_spec.dtype}: base {base_error}; random "
         f"adapters at {len(loaded.image_spec.sites)} sites {mixed_error}"
     )
+    return "; ".join((line, *loaded.notes))
 
 
 def _compare(
@@ -133,11 +143,17 @@ def _compare(
     if not worst <= bound:
         raise ModelRefused(
             f"{loaded.architecture} does not prove itself ({what}): logits over pages are off by "
-            f"{worst:.3g}, allowed are {bound:.3g} at a logit range of {logit_range:.3g}",
+            f"{worst:.3g}, allowed are {bound:.3g} at a logit range of "
+            f"{logit_range:.3g}{_quantizer(loaded)}",
             field="--model",
         )
     scale = max(logit_range, 1e-30)
     return f"off by {worst / scale:.1e} of the logit range (allowed {bound / scale:.1e})"
+
+
+def _quantizer(loaded: LoadedModel) -> str:
+    method = quant_method_of(loaded.model.config)
+    return f"; its quant_method is {method!r}" if method else ""
 
 
 def _run_paged(paged: PagedModel, prompts: Sequence[_Prompt]) -> list[Tensor]:
@@ -150,7 +166,7 @@ def _run_paged(paged: PagedModel, prompts: Sequence[_Prompt]) -> list[Tensor]:
     for step in range(max(len(prompt.chunks) for prompt in prompts)):
         running = [i for i, prompt in enumerate(prompts) if step < len(prompt.chunks)]
         rows = [_step_row(i, prompts[i], step) for i in running]
-        logits_BV = paged.forward(build_batch(rows, buffers))
+        logits_BV = paged.forward(build_batch(rows, buffers)).float()
         for i, logits in zip(running, logits_BV, strict=True):
             found[i].append(logits)
     return [torch.stack(logits) for logits in found]
@@ -159,7 +175,9 @@ def _run_paged(paged: PagedModel, prompts: Sequence[_Prompt]) -> list[Tensor]:
 def _step_row(row: int, prompt: _Prompt, step: int) -> StepRow:
     start = sum(prompt.chunks[:step])
     token_ids = prompt.token_ids[start : start + prompt.chunks[step]]
-    return StepRow(row, token_ids, len(token_ids), start, prompt.pages, prompt.slot, True, 0.0, 0)
+    return StepRow(
+        row, token_ids, len(token_ids), start, prompt.pages, prompt.slot, True, SamplingParams()
+    )
 
 
 def _lay_out(
@@ -206,7 +224,10 @@ def _random_adapter(loaded: LoadedModel, generator: torch.Generator, idx: int) -
     for site, spec in enumerate(loaded.image_spec.sites):
         rank = 1 + (5 * site + 7 * idx) % min(24, spec.in_width, spec.out_width)
         # A @ x keeps the size of x, and B brings it to a share of what the base adds.
-        size = LORA_SHARE * rms_weight(linears[site]) * (spec.in_width / rank) ** 0.5
+        weight = rms_weight(
+            linears[site], torch.zeros(1, spec.in_width, dtype=loaded.dtype, device=loaded.device)
+        )
+        size = LORA_SHARE * weight * (spec.in_width / rank) ** 0.5
         lora_a = torch.randn(rank, spec.in_width, generator=generator) / spec.in_width**0.5
         lora_b = torch.randn(spec.out_width, rank, generator=generator) * size
         ranks.append(SiteRank(site, rank, scale=2.0))

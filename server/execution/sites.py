@@ -1,78 +1,128 @@
-"""LoRA sites: the linears of the decoder layers, and what takes their place.
+"""LoRA sites: the linears an adapter may change, and what makes them add its product.
 
-Owns the list that `ImageSpec.sites` is made of and the module that adds the adapters'
-products. Weights stay the very same parameters, names included. Does not know ranks, slots
-or pages: the step's context does.
+Owns the list that `ImageSpec.sites` is made of. A site is any module that multiplies the step's
+rows, in order, by one matrix: nn.Linear, transformers' Conv1D, what a quantizer put in a
+linear's place, the head. It keeps its own forward and its own parameters under their own names;
+only its class changes, to one that adds the adapters' product to what the base says. Does not
+know ranks, slots or pages: the step's context does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ...adapters.image import Site
 from ..errors import ModelRefused
 from .context import StepContext
+from .row_probe import SeenLinear, probe_linears
 
 
-class LoraLinear(nn.Linear):
-    """A linear of the base that also adds what the step's adapters say."""
+class LoraSite(nn.Module):
+    """Put before the class of a linear of the base: adds what the step's adapters say."""
 
-    def __init__(self, base: nn.Linear, site: int, context: StepContext) -> None:
-        # Not nn.Linear's own: it would allocate a weight, and ours is the base's.
-        nn.Module.__init__(self)
-        self.in_features = base.in_features
-        self.out_features = base.out_features
-        self.weight = base.weight
-        self.bias = base.bias
-        self.site = site
-        self.context = context
+    site: int  # index into ImageSpec.sites
+    at_head: bool  # whether it is given the sampled rows only
+    context: StepContext
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
-        out = functional.linear(input, self.weight, self.bias)
-        step = self.context.lora
-        if step is not None:
-            hidden_TI = input.reshape(-1, self.in_features)
-            if hidden_TI.shape[0] != step.shrunk_TR.shape[0]:
-                raise ModelRefused(
-                    f"site {self.site} sees {hidden_TI.shape[0]} rows in a step of "
-                    f"{step.shrunk_TR.shape[0]}: its rows are not the step's tokens in order",
-                    field="--model",
-                )
-            step.add(self.site, hidden_TI, out.view(-1, self.out_features))
+        return self.add_adapters(input, super().forward(input))
+
+    def add_adapters(self, input: Tensor, out: Tensor) -> Tensor:  # noqa: A002
+        """What the base says, `out`, and what the step's adapters add to it."""
+        step = self.context.head if self.at_head else self.context.lora
+        if step is None:
+            return out
+        hidden_TI = input.reshape(-1, input.shape[-1]).contiguous()
+        if hidden_TI.shape[0] != step.num_rows:
+            raise ModelRefused(
+                f"site {self.site} sees {hidden_TI.shape[0]} rows in a step of "
+                f"{step.num_rows}: its rows are not the step's tokens in order",
+                field="--model",
+            )
+        out = out.contiguous()
+        step.add(self.site, hidden_TI, out.view(-1, out.shape[-1]))
         return out
+
+
+class LoraLinear(LoraSite, nn.Linear):
+    """weight [out, in]."""
+
+
+class LoraConv1D(LoraSite, Conv1D):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """GPT-2's linear: weight [in, out]."""
 
 
 def install_sites(
     model: PreTrainedModel, context: StepContext, *, num_layers: int
 ) -> tuple[Site, ...]:
-    """Swap every linear of the decoder layers; returns them layer by layer.
+    """Turn every linear that sees the step's rows in order into a site.
+
+    They are listed layer by layer, each layer's in the order of its modules, what comes before
+    the layers with the first, and what comes after with a layer of its own, the head last: a
+    load lands in this order, and a step needs it in this order.
 
     Raises:
         ModelRefused: no list of decoder layers, or no linear in it.
     """
     prefix, layers = _find_layers(model, num_layers)
+    seen = probe_linears(model, context)
     sites: list[Site] = []
-    for idx, layer in enumerate(layers):
-        linears = [(n, m) for n, m in layer.named_modules() if type(m) is nn.Linear]
-        for name, linear in linears:
-            parent_name, _, child_name = name.rpartition(".")
-            swapped = LoraLinear(linear, len(sites), context)
-            swapped.train(linear.training)
-            setattr(layer.get_submodule(parent_name), child_name, swapped)
-            sites.append(
-                Site(f"{prefix}.{idx}.{name}", idx, linear.in_features, linear.out_features)
-            )
-    if not sites:
-        raise ModelRefused(f"{type(model).__name__} has no nn.Linear in {prefix}", field="--model")
+    for linear, layer in _in_order(model, seen, prefix, layers):
+        module = linear.module
+        try:
+            module.__class__ = _site_class(type(module))
+        except TypeError as error:
+            raise ModelRefused(
+                f"{linear.name} is a {type(module).__name__}, which cannot carry an adapter: "
+                f"{error}",
+                field="--model",
+            ) from error
+        assert isinstance(module, LoraSite)
+        module.site, module.at_head, module.context = len(sites), linear.at_head, context
+        sites.append(Site(linear.name, layer, linear.in_width, linear.out_width))
     return tuple(sites)
 
 
-def find_sites(model: PreTrainedModel) -> dict[int, LoraLinear]:
-    """The swapped linears by site."""
-    return {m.site: m for m in model.modules() if isinstance(m, LoraLinear)}
+def find_sites(model: PreTrainedModel) -> dict[int, LoraSite]:
+    """The modules of the sites, by site."""
+    return {m.site: m for m in model.modules() if isinstance(m, LoraSite)}
+
+
+def _in_order(
+    model: PreTrainedModel, seen: Sequence[SeenLinear], prefix: str, layers: nn.ModuleList
+) -> list[tuple[SeenLinear, int]]:
+    by_name = {linear.name: linear for linear in seen}
+    inside: list[tuple[SeenLinear, int]] = []
+    for idx, layer in enumerate(layers):
+        for name, _ in layer.named_modules(prefix=f"{prefix}.{idx}"):
+            linear = by_name.pop(name, None)
+            if linear is not None:
+                inside.append((linear, idx))
+    if not inside:
+        raise ModelRefused(
+            f"{type(model).__name__} has no linear in {prefix} that sees the rows of a step in "
+            "order",
+            field="--model",
+        )
+    first_call = min(linear.call for linear, _ in inside)
+    outside = sorted(by_name.values(), key=lambda linear: (linear.at_head, linear.call))
+    before = [(linear, 0) for linear in outside if linear.call < first_call]
+    after = [(linear, len(layers)) for linear in outside if linear.call > first_call]
+    return [*before, *inside, *after]
+
+
+@cache
+def _site_class(base: type[nn.Module]) -> type[nn.Module]:
+    for known in (LoraLinear, LoraConv1D):
+        if known.__mro__[2] is base:
+            return known
+    return type(f"Lora{base.__name__}", (LoraSite, base), {})
 
 
 def _find_layers(model: PreTrainedModel, num_layers: int) -> tuple[str, nn.ModuleList]:
@@ -89,7 +139,13 @@ def _find_layers(model: PreTrainedModel, num_layers: int) -> tuple[str, nn.Modul
     )
 
 
-@torch.no_grad()
-def rms_weight(linear: nn.Linear) -> float:
-    """Root mean square of a linear's weights."""
-    return float(linear.weight.float().square().mean().sqrt())
+@torch.inference_mode()
+def rms_weight(linear: LoraSite, zeros_1I: Tensor) -> float:
+    """Root mean square of a linear's weights, from what it makes of random rows like `zeros_1I`.
+
+    That needs no look at a weight, which may lie either way around or be packed.
+    """
+    in_width = zeros_1I.shape[1]
+    rows_TI = torch.randn(16, in_width, generator=torch.Generator().manual_seed(0)).to(zeros_1I)
+    product_TO = linear(rows_TI) - linear(zeros_1I)
+    return float(product_TO.float().square().mean().sqrt()) / in_width**0.5

@@ -11,15 +11,17 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from ...adapters.errors import AdapterTooLarge, UploadCorrupt
-from ...adapters.key import DEFAULT_TENANT, AdapterCard
+from ...adapters.key import AdapterCard
 from ...adapters.names import check_name
 from ...proto import lorry_pb2 as pb
 from ...proto import lorry_pb2_grpc as pb_grpc
 from ..clock import Clock
 from ..errors import DeadlineExceeded, Draining, InvalidRequest
-from .front import DRAINING, Front
+from .front import Front
 from .guard import Context, answering
+from .link import DRAINING
 
+UPLOAD = "/lorry.v1.Adapters/Upload"
 MAX_PAGE_SIZE = 1000
 # An upload holds one of few places and may not sit there for ever: a client may be waited for
 # this long, and each byte of it earns that time back at this rate.
@@ -37,12 +39,13 @@ class AdaptersService(pb_grpc.AdaptersServicer):
     ) -> pb.Adapter:
         with self._front.open_call():
             return await self._receive(
-                UploadParts(request_iterator, self._front.closing, self._front.clock)
+                UploadParts(request_iterator, self._front.closing, self._front.clock), context
             )
 
     @answering
     async def Get(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:  # noqa: N802
-        return _adapter(await self._front.registry.card(DEFAULT_TENANT, _name(request.name)))
+        tenant = self._tenant(context)
+        return _adapter(await self._front.registry.card(tenant, _name(request.name)))
 
     @answering
     async def List(  # noqa: N802
@@ -54,7 +57,7 @@ class AdaptersService(pb_grpc.AdaptersServicer):
                 field="page_size",
             )
         page = await self._front.registry.page(
-            DEFAULT_TENANT,
+            self._tenant(context),
             prefix=request.prefix,
             limit=request.page_size or MAX_PAGE_SIZE,
             after=request.page_token,
@@ -69,10 +72,14 @@ class AdaptersService(pb_grpc.AdaptersServicer):
     async def Delete(  # noqa: N802
         self, request: pb.DeleteAdapterRequest, context: Context
     ) -> pb.DeleteAdapterResponse:
-        key = await self._front.registry.delete(DEFAULT_TENANT, _name(request.name))
+        key = await self._front.registry.delete(self._tenant(context), _name(request.name))
         return pb.DeleteAdapterResponse(version=key.version)
 
-    async def _receive(self, parts: UploadParts) -> pb.Adapter:
+    def _tenant(self, context: Context) -> str:
+        return self._front.access.caller(context).tenant
+
+    async def _receive(self, parts: UploadParts, context: Context) -> pb.Adapter:
+        tenant = self._tenant(context)
         header = await parts.header()
         limit = self._front.config.service.max_upload_bytes
         if header.size_bytes > limit:
@@ -86,7 +93,7 @@ class AdaptersService(pb_grpc.AdaptersServicer):
             )
         registry = self._front.registry
         upload_id = await registry.begin_upload(
-            DEFAULT_TENANT,
+            tenant,
             _name(header.name),
             config_json=header.config_json,
             size_bytes=header.size_bytes,
@@ -97,6 +104,8 @@ class AdaptersService(pb_grpc.AdaptersServicer):
         try:
             async for data in parts.chunks(header.size_bytes):
                 await registry.upload_chunk(upload_id, data)
+            # An upload lasts: one whose token was revoked meanwhile stores nothing.
+            self._front.access.admit(UPLOAD, context.invocation_metadata() or ())
             arrived = True
         finally:
             if not arrived:

@@ -9,8 +9,11 @@ from ... import __version__
 from ...proto import lorry_pb2 as pb
 from ...proto import lorry_pb2_grpc as pb_grpc
 from ..seam import EngineInfo, EngineStats, PageRunStats
+from .access import Caller
 from .front import Front
 from .guard import Context, answering
+from .limits import request_limits
+from .view import name_for, seen_by
 
 PAGE_KINDS = {
     "free": pb.PAGE_KIND_FREE,
@@ -29,15 +32,18 @@ class EngineService(pb_grpc.EngineServicer):
 
     @answering
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.Stats:  # noqa: N802
+        caller = self._front.access.caller(context)
         stats = await self._front.engine.stats(pages=request.pages)
-        message = _stats(stats)
+        message = _stats(seen_by(caller, stats), caller)
         message.engine_restarts_total = self._front.engine_restarts
         message.uptime_s = self._front.uptime_s
-        message.adapters_registered = await self._front.registry.count()
+        message.adapters_registered = await self._front.registry.count(
+            None if caller.sees_all else caller.tenant
+        )
         return message
 
     def _info(self, info: EngineInfo) -> pb.Info:
-        config = self._front.config
+        config, text = self._front.config, self._front.text
         return pb.Info(
             version=__version__,
             model=config.model.model,
@@ -55,10 +61,14 @@ class EngineService(pb_grpc.EngineServicer):
             default_ttft_s=config.scheduling.ttft_s,
             default_tpot_s=config.scheduling.tpot_s,
             default_max_new_tokens=config.scheduling.max_new_tokens,
+            # The engine may be up before the tokenizer is read; health is not good until both are.
+            has_chat_template=text is not None and text.chat is not None,
+            vocab_size=info.vocab_size,
+            limits=request_limits(config.scheduling),
         )
 
 
-def _stats(stats: EngineStats) -> pb.Stats:
+def _stats(stats: EngineStats, caller: Caller) -> pb.Stats:
     return pb.Stats(
         num_running=stats.num_running,
         num_waiting=stats.num_waiting,
@@ -78,7 +88,7 @@ def _stats(stats: EngineStats) -> pb.Stats:
         host_bytes=stats.host_bytes,
         residents=[
             pb.ResidentAdapter(
-                name=resident.key.name,
+                name=name_for(caller, resident.key.tenant, resident.key.name),
                 version=resident.key.version,
                 num_pages=resident.num_pages,
                 loading=resident.loading,
@@ -86,9 +96,11 @@ def _stats(stats: EngineStats) -> pb.Stats:
             )
             for resident in stats.residents
         ],
-        pages=[_page_run(run) for run in stats.page_runs],
+        pages=[_page_run(run, caller) for run in stats.page_runs],
     )
 
 
-def _page_run(run: PageRunStats) -> pb.PageRun:
-    return pb.PageRun(kind=PAGE_KINDS[run.kind], count=run.count, owner=run.owner)
+def _page_run(run: PageRunStats, caller: Caller) -> pb.PageRun:
+    # A request's number is one of a kind; an adapter's name is so within its tenant only.
+    owner = name_for(caller, run.tenant, run.owner) if run.kind == "adapter" else run.owner
+    return pb.PageRun(kind=PAGE_KINDS[run.kind], count=run.count, owner=owner)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...adapters.key import AdapterKey
-from ..errors import EngineUnavailable, LorryError
+from ..errors import LorryError
 from ..seam import (
     AskStats,
     Cancel,
@@ -22,34 +22,21 @@ from ..seam import (
     Finish,
     Forget,
     Progress,
+    PromptLogprobs,
     Reject,
     Released,
     Report,
     Shutdown,
     StartFailed,
     StatsAnswer,
+    Stop,
     Submit,
 )
-from .link import Ended, PipeLink
+from .link import Ended, Outlook, PipeLink
+from .request_stream import Backlog, RequestStream
 from .totals import Totals
 
 STATS_TIMEOUT_S = 10.0
-
-StreamEvent = Progress | Finish | Reject
-
-
-class RequestStream:
-    """The events of one request, in order; the last is a Finish or a Reject."""
-
-    def __init__(self, request_id: int) -> None:
-        self.request_id = request_id
-        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
-
-    def put(self, event: StreamEvent) -> None:
-        self._events.put_nowait(event)
-
-    async def next(self) -> StreamEvent:
-        return await self._events.get()
 
 
 class EngineClient:
@@ -68,13 +55,14 @@ class EngineClient:
         self._on_lost = on_lost
         self._link: PipeLink | None = None
         self._streams: dict[int, RequestStream] = {}
+        self.backlog = Backlog()
         self._questions: dict[int, asyncio.Future[EngineStats]] = {}
         self._last_id = 0
         self._totals = Totals()
         self.num_heard = 0  # messages, of all lives
         self._start_error: LorryError | None = None
         self._was_ready = False
-        self._retry_after_s = 1.0
+        self.outlook: Callable[[], Outlook] = Outlook  # of the engine while it is down
 
     @property
     def num_open(self) -> int:
@@ -91,28 +79,31 @@ class EngineClient:
             self._lose()
         return Ended(self._start_error, self._was_ready)
 
-    def expect_back(self, retry_after_s: float) -> None:
-        """What clients are told while no engine is up."""
-        self._retry_after_s = retry_after_s
-
     def require(self) -> EngineInfo:
         """Raises:
-        EngineUnavailable: no engine is up.
+        EngineUnavailable: no engine is up; Draining: none will be.
         """
         if self.info is None:
-            raise self._unavailable("the engine is not up; it is being started")
+            raise self._unavailable("the engine is not up; it is being started", tell_reason=True)
         return self.info
 
     def next_request_id(self) -> int:
         self._last_id += 1
         return self._last_id
 
-    def submit(self, submit: Submit) -> RequestStream:
+    def submit(self, *submits: Submit) -> RequestStream:
+        """All of them or, when no engine is up, none."""
         self.require()
-        stream = RequestStream(submit.request_id)
-        self._streams[submit.request_id] = stream
-        self._send(submit)
+        stream = self.backlog.stream()
+        for submit in submits:
+            self._streams[submit.request_id] = stream
+            self._send(submit)
         return stream
+
+    def stop(self, request_id: int) -> None:
+        """The answer is whole; its Finish is still waited for."""
+        if request_id in self._streams:
+            self._send(Stop(request_id))
 
     def cancel(self, request_id: int) -> None:
         """Forgets the stream at once; its late events are ignored."""
@@ -180,7 +171,7 @@ class EngineClient:
 
     def _take(self, event: Any) -> None:
         match event:
-            case Progress(request_id, _):
+            case Progress(request_id=request_id) | PromptLogprobs(request_id=request_id):
                 if (stream := self._streams.get(request_id)) is not None:
                     stream.put(event)
             case Finish(request_id=request_id) | Reject(request_id=request_id):
@@ -209,5 +200,8 @@ class EngineClient:
                 answer.set_exception(error)
         self._on_lost()
 
-    def _unavailable(self, message: str) -> EngineUnavailable:
-        return EngineUnavailable(message, retry_after_s=self._retry_after_s)
+    def _unavailable(self, message: str, *, tell_reason: bool = False) -> LorryError:
+        outlook = self.outlook()
+        if tell_reason and outlook.reason:
+            message += f" (its last life ended: {outlook.reason})"
+        return outlook.error(message)

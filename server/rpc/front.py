@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from ...adapters.key import AdapterKey
 from ..clock import Clock
 from ..config import ServerConfig
-from ..errors import Draining, EngineUnavailable
+from ..errors import Draining, EngineUnavailable, Overloaded
 from ..seam import EngineInfo
 from ..store_messages import StoreReady
+from .access import Access
 from .engine_client import EngineClient
+from .link import DRAINING
 from .registry import AdapterRegistry
 from .store_client import StoreClient
 from .text import Text
-
-DRAINING = "the server is stopping and takes no new work; ask another"
 
 
 class Front:
@@ -34,6 +34,7 @@ class Front:
         self.config = config
         self.clock = clock
         self.on_change = on_change
+        self.access = Access(config.service.tokens, clock)
         self.engine = EngineClient(
             on_ready=self._engine_ready, on_released=self._released, on_lost=self._engine_lost
         )
@@ -49,6 +50,7 @@ class Front:
         self._started_s = clock.now_s()
         self._layout: object = None  # what decides whether and how an adapter is packed
         self._num_open = 0
+        self.num_generating = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -92,6 +94,31 @@ class Front:
             self._num_open -= 1
             if self._num_open == 0:
                 self._idle.set()
+
+    @contextmanager
+    def open_generation(self) -> Generator[None]:
+        """As `open_call`, and bounded: an answer that is made and not read yet has no place in the
+        engine any more, but one here.
+
+        Raises:
+            Draining: the server is stopping.
+            Overloaded: as many calls are open as the engine could have requests.
+        """
+        scheduling = self.config.scheduling
+        limit = scheduling.max_running + scheduling.max_waiting
+        if self.num_generating >= limit:
+            raise Overloaded(
+                f"{self.num_generating} calls are open; at most {limit} (--max-running and "
+                "--max-waiting together)",
+                field="calls",
+                retry_after_s=1.0,
+            )
+        with self.open_call():
+            self.num_generating += 1
+            try:
+                yield
+            finally:
+                self.num_generating -= 1
 
     async def drain(self, grace_s: float) -> bool:
         """Takes no new calls; whether the open ones ended within the grace."""

@@ -1,183 +1,148 @@
 """`Generation.Generate`: one prompt in, a stream of text out.
 
-Translates and nothing else: checks the request, resolves the adapter, submits, forwards what
-the engine says, and cancels when the client goes away or its deadline passes. Knows neither
-pages nor plans.
+Translates and nothing else: checks the request, resolves the adapter, submits it once for each
+answer, forwards what the engine says, and cancels when the client goes away or its deadline
+passes. Knows neither pages nor plans, nor how an answer's text is made (answer.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import assert_never, cast
 
 from ...adapters.errors import AdapterLoadFailed
-from ...adapters.key import DEFAULT_TENANT, AdapterCard
+from ...adapters.key import AdapterCard
 from ...adapters.names import check_name
 from ...proto import lorry_pb2 as pb
 from ...proto import lorry_pb2_grpc as pb_grpc
 from ..errors import DeadlineExceeded
-from ..seam import EngineInfo, Finish, Progress, Reject, Submit
-from .engine_client import RequestStream
+from ..seam import Finish, Progress, PromptLogprobs, Reject
+from .answer import Answer, tpot_s
+from .fanout import submits
 from .front import Front
 from .guard import Context, answering
-from .request import Wish, check_room, check_text, prompt_text, read_wish
+from .logprobs import wire_prompt
+from .prompt import PromptReader
+from .request import Wish, complete, read_terms
+from .request_stream import RequestStream
 from .text import Text
 
 requests_log = logging.getLogger("lorry.requests")
-
-# Below this a text is encoded on the loop: a thread would take longer.
-SHORT_TEXT_CHARS = 2048
-
-REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
-
-
-@dataclass(slots=True)
-class _Answer:
-    """What one request is known by while it runs."""
-
-    wish: Wish
-    card: AdapterCard | None
-    arrived_s: float
-    ttft_s: float = 0.0
 
 
 class GenerationService(pb_grpc.GenerationServicer):
     def __init__(self, front: Front) -> None:
         self._front = front
-        # One: long texts wait for each other, not the loop for them, nor the pool of threads.
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._prompts = PromptReader()
 
     @answering
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         arrived_s = self._front.clock.now_s()
-        with self._front.open_call():
+        with self._front.open_generation():
             text = self._front.require_text()
-            answer = await self._accept(request, text, arrived_s)
+            tenant = self._front.access.caller(context).tenant
+            wish, card = await self._accept(request, text, tenant)
             # Nothing is waited for from here to the submission: the card stays current.
-            stream = self._submit(answer, context)
+            engine = self._front.engine
+            asked = submits(
+                wish,
+                [engine.next_request_id() for _ in range(wish.terms.num_answers)],
+                tenant=tenant,
+                card=card,
+                timeout_s=_timeout_s(context),
+            )
+            stream = engine.submit(*asked)
             try:
-                await self._forward(stream, answer, text, context)
+                answers = {
+                    submit.request_id: Answer(
+                        index, submit, text=text, stops=wish.terms.stops, arrived_s=arrived_s
+                    )
+                    for index, submit in enumerate(asked)
+                }
+                await self._forward(stream, answers, text, context)
             finally:
-                self._front.engine.cancel(stream.request_id)
+                # All of them: one that was refused or failed takes the others with it.
+                for submit in asked:
+                    engine.cancel(submit.request_id)
+                stream.close()
 
-    async def _accept(self, request: pb.GenerateRequest, text: Text, arrived_s: float) -> _Answer:
+    async def _accept(
+        self, request: pb.GenerateRequest, text: Text, tenant: str
+    ) -> tuple[Wish, AdapterCard | None]:
         info = self._front.engine.require()
         if request.adapter:
             check_name(request.adapter, field="adapter")
-        prompt_ids = await self._prompt_ids(request, text, info)
         defaults = self._front.config.scheduling
-        wish = read_wish(request, prompt_ids, info=info, defaults=defaults)
+        terms = read_terms(request, info=info, defaults=defaults)
+        prompt_ids = await self._prompts.read(request, text, info)
+        wish = complete(terms, request, prompt_ids, info=info, defaults=defaults)
         card = None
         if request.adapter:
-            card = await self._front.registry.resolve(DEFAULT_TENANT, request.adapter)
-        return _Answer(wish, card, arrived_s)
-
-    async def _prompt_ids(
-        self, request: pb.GenerateRequest, text: Text, info: EngineInfo
-    ) -> tuple[int, ...]:
-        """No more than the context holds, however long the message is."""
-        prompt = prompt_text(request)
-        if prompt is None:
-            check_room(len(request.token_ids.ids), info)
-            return tuple(request.token_ids.ids)
-        check_text(prompt, info=info, max_token_bytes=text.max_token_bytes)
-        if len(prompt) < SHORT_TEXT_CHARS:
-            return text.encode(prompt)
-        loop = asyncio.get_running_loop()
-        encoding = await loop.run_in_executor(self._encoder, text.encode_aside, prompt)
-        check_room(len(encoding), info)
-        return tuple(encoding.ids)
-
-    def _submit(self, answer: _Answer, context: Context) -> RequestStream:
-        # None without a deadline, which the stubs forget.
-        remaining_s = cast("float | None", context.time_remaining())
-        timeout_s = math.inf if remaining_s is None else remaining_s
-        if timeout_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request was queued")
-        wish = answer.wish
-        return self._front.engine.submit(
-            Submit(
-                request_id=self._front.engine.next_request_id(),
-                tenant=DEFAULT_TENANT,
-                adapter=answer.card,
-                prompt_ids=wish.prompt_ids,
-                max_new_tokens=wish.max_new_tokens,
-                temperature=wish.temperature,
-                seed=wish.seed,
-                stop_ids=wish.stop_ids,
-                ttft_s=wish.ttft_s,
-                tpot_s=wish.tpot_s,
-                timeout_s=timeout_s,
-            )
-        )
+            card = await self._front.registry.resolve(tenant, request.adapter)
+        return wish, card
 
     async def _forward(
-        self, stream: RequestStream, answer: _Answer, text: Text, context: Context
+        self, stream: RequestStream, answers: dict[int, Answer], text: Text, context: Context
     ) -> None:
-        pieces = text.stream()
-        while True:
+        """Until every answer has its final message."""
+        num_open = len(answers)
+        while num_open:
             event = await stream.next()
+            answer = answers[event.request_id]
             match event:
-                case Progress(_, token_ids):
-                    if not answer.ttft_s:
-                        answer.ttft_s = self._front.clock.now_s() - answer.arrived_s
-                    chunk = pb.Chunk(text=pieces.push(token_ids), token_ids=token_ids)
-                    await context.write(pb.GenerateResponse(chunk=chunk))
+                case Progress():
+                    if (chunk := self._take(answer, event)) is not None:
+                        await stream.reading(context.write(pb.GenerateResponse(chunk=chunk)))
+                case PromptLogprobs():
+                    for part in wire_prompt(event, text.token_bytes):
+                        await stream.reading(context.write(part))
                 case Finish():
-                    if tail := pieces.finish():
-                        await context.write(pb.GenerateResponse(chunk=pb.Chunk(text=tail)))
-                    await context.write(pb.GenerateResponse(final=_final(answer, event)))
+                    for part in answer.end(event):
+                        await stream.reading(context.write(part))
                     _log(answer, event)
-                    return
+                    num_open -= 1
                 case Reject(_, error):
-                    if isinstance(error, AdapterLoadFailed) and answer.card is not None:
-                        self._front.registry.load_failed(answer.card.key)
+                    card = answer.submit.adapter
+                    if isinstance(error, AdapterLoadFailed) and card is not None:
+                        self._front.registry.load_failed(card.key)
                     raise error
                 case _:
                     assert_never(event)
 
-
-def _final(answer: _Answer, finish: Finish) -> pb.Final:
-    timings = finish.timings
-    return pb.Final(
-        reason=REASONS.get(finish.reason, pb.FINISH_REASON_UNSPECIFIED),
-        usage=pb.Usage(
-            prompt_tokens=finish.num_prompt_tokens,
-            completion_tokens=finish.num_new_tokens,
-            preemptions=timings.num_preemptions,
-        ),
-        timing=pb.Timing(
-            queue_s=timings.queue_s,
-            load_s=timings.load_s,
-            prefill_s=timings.prefill_s,
-            ttft_s=answer.ttft_s,
-            tpot_s=_tpot_s(finish),
-        ),
-        seed=answer.wish.seed,
-        adapter_version=0 if answer.card is None else answer.card.key.version,
-    )
+    def _take(self, answer: Answer, progress: Progress) -> pb.Chunk | None:
+        chunk = answer.take(progress, self._front.clock.now_s())
+        if chunk is not None and answer.stopped:  # before the client is waited for, and once
+            self._front.engine.stop(progress.request_id)
+        return chunk
 
 
-def _tpot_s(finish: Finish) -> float:
-    num_gaps = finish.num_new_tokens - 1
-    return finish.timings.decode_s / num_gaps if num_gaps > 0 else 0.0
+def _timeout_s(context: Context) -> float:
+    """Raises:
+    DeadlineExceeded: nothing is left of the client's deadline.
+    """
+    # None without a deadline, which the stubs forget.
+    remaining_s = cast("float | None", context.time_remaining())
+    if remaining_s is None:
+        return math.inf
+    if remaining_s <= 0:
+        raise DeadlineExceeded("the deadline passed before the request was queued")
+    return remaining_s
 
 
-def _log(answer: _Answer, finish: Finish) -> None:
+def _log(answer: Answer, finish: Finish) -> None:
+    adapter = answer.submit.adapter
     requests_log.info(
-        "adapter=%s prompt_tokens=%d new_tokens=%d reason=%s preemptions=%d queue_s=%.4f "
+        "adapter=%s index=%d prompt_tokens=%d new_tokens=%d reason=%s preemptions=%d queue_s=%.4f "
         "load_s=%.4f ttft_s=%.4f tpot_s=%.4f",
-        answer.card.key if answer.card else "-",
+        adapter.key if adapter else "-",
+        answer.index,
         finish.num_prompt_tokens,
         finish.num_new_tokens,
-        finish.reason,
+        answer.reason(finish),
         finish.timings.num_preemptions,
         finish.timings.queue_s,
         finish.timings.load_s,
         answer.ttft_s,
-        _tpot_s(finish),
+        tpot_s(finish),
     )

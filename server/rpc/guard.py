@@ -6,6 +6,7 @@ answered INTERNAL. Knows no service; every handler is decorated with `answering`
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -33,15 +34,25 @@ def answering(handler: Callable[Asked, Awaitable[Reply]]) -> Callable[Asked, Awa
         try:
             return await handler(*args, **kwargs)
         except (LorryError, AdapterError) as error:
-            await _abort(cast(Context, args[-1]), error)
-        except Exception as error:  # a bug of ours: its request ends, the server does not
+            await end_with(error, cast(Context, args[-1]))
+        except Exception as error:
+            context = cast(Context, args[-1])
+            if _has_left(error, context):
+                raise asyncio.CancelledError from error  # as if the write had not been tried
+            # A bug of ours: its request ends, the server does not.
             logger.exception("a handler failed")
-            await _abort(cast(Context, args[-1]), error)
+            await end_with(error, context)
 
     return guarded
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
+def _has_left(error: Exception, context: Context) -> bool:
+    """A caller may leave while it is written to: the library then says that the batch failed."""
+    return isinstance(error, grpc.aio.BaseError) and (context.cancelled() or context.done())
+
+
+async def end_with(error: Exception, context: Context) -> NoReturn:
+    """The call ends with this error's status."""
     answer = _answer(error)
     await context.abort(answer.code, answer.message, answer.trailers)
 

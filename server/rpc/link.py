@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..errors import LorryError
+from ..errors import Draining, EngineUnavailable, LorryError
+
+DRAINING = "the server is stopping and takes no new work; ask another"
 
 # A child that dies while it writes leaves a message cut short: to us, the same as silence.
 _LOST = (EOFError, OSError, pickle.UnpicklingError)
@@ -30,6 +32,21 @@ class Ended:
 
     error: LorryError | None  # its reason when it could not start
     was_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What clients are told of a child that is down."""
+
+    retry_after_s: float = 1.0  # about when it is back
+    reason: str = ""  # why its last life ended; empty: it had none
+    rests: bool = False  # the server stops: no next life is coming
+
+    def error(self, message: str) -> EngineUnavailable | Draining:
+        """What a call that needs the child ends with; `message` promises its next life."""
+        if self.rests:
+            return Draining(DRAINING)
+        return EngineUnavailable(message, retry_after_s=self.retry_after_s)
 
 
 class PipeLink:

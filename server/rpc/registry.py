@@ -55,7 +55,8 @@ class AdapterRegistry:
         self._leaving: set[AdapterKey] = set()  # the engine owes a Released for these
         self._uploads: dict[int, Place] = {}  # begun, neither aborted nor committed
         self._doubtful: set[Place] = set()  # a change of theirs was never answered
-        self._num_stored = 0  # adapters, as far as the store has said
+        # Adapters by tenant, as far as the store has said; None: of all.
+        self._num_stored: dict[str | None, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def resolve(self, tenant: str, name: str) -> AdapterCard:
@@ -98,11 +99,11 @@ class AdapterRegistry:
     async def page(self, tenant: str, *, prefix: str, limit: int, after: str) -> CardPage:
         return await self._store.list_cards(tenant, prefix=prefix, limit=limit, after=after)
 
-    async def count(self) -> int:
-        """As the store last said, while it is down."""
+    async def count(self, tenant: str | None = None) -> int:
+        """Of all tenants when none is named. As the store last said, while it is down."""
         with contextlib.suppress(EngineUnavailable):
-            self._num_stored = await self._store.count_cards()
-        return self._num_stored
+            self._num_stored[tenant] = await self._store.count_cards(tenant)
+        return self._num_stored.get(tenant, 0)
 
     async def begin_upload(self, tenant: str, name: str, **announced: Any) -> int:
         """Raises what the store says; a caller that goes away meanwhile leaves nothing open."""
@@ -160,7 +161,7 @@ class AdapterRegistry:
 
     def store_ready(self, num_adapters: int) -> None:
         """Before anything else is asked of a store that has just opened."""
-        self._num_stored = num_adapters
+        self._num_stored = {None: num_adapters}
         doubtful = [self._given[place] for place in self._doubtful]
         self._store.sweep((*self._leaving, *doubtful))
 
@@ -195,7 +196,8 @@ class AdapterRegistry:
             self._doubt(place)
             raise
         if stored.created:
-            self._num_stored += stored.replaced is None
+            if stored.replaced is None:
+                self._counted(stored.card.key.tenant, 1)
             self._changed(stored.card.key)
         if stored.replaced is not None:
             self._retire(stored.replaced)
@@ -207,9 +209,14 @@ class AdapterRegistry:
         except EngineUnavailable:
             self._doubt((tenant, name))
             raise
-        self._num_stored -= 1
+        self._counted(tenant, -1)
         self._retire(key)
         return key
+
+    def _counted(self, tenant: str, change: int) -> None:
+        for scope in (None, tenant):
+            if scope in self._num_stored:
+                self._num_stored[scope] += change
 
     def _doubt(self, place: Place) -> None:
         if place in self._given:

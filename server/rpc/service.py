@@ -11,14 +11,16 @@ import asyncio
 import grpc.aio
 
 from ...proto import lorry_pb2_grpc as pb_grpc
-from ..config import ServiceConfig
+from ..config import ServiceConfig, is_local
 from ..errors import ConfigError
 from .adapters import AdaptersService
 from .engine import EngineService
 from .front import Front
+from .gate import TokenGate
 from .generation import GenerationService
 from .health import ADAPTERS, ENGINE, GENERATION, add_health, add_reflection
 from .status import has_details
+from .tls import ServerTls, tls_files
 
 MAX_RECEIVE_BYTES = 8 << 20
 MAX_SEND_BYTES = 64 << 20  # what our clients take: a map of every page of a large pool is long
@@ -35,7 +37,8 @@ class RpcServer:
 
     def __init__(self, front: Front) -> None:
         self._front = front
-        self._server = grpc.aio.server(options=OPTIONS)
+        gates = [TokenGate(front.access)] if front.access.is_on else []
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=gates)
         pb_grpc.add_GenerationServicer_to_server(GenerationService(front), self._server)
         pb_grpc.add_AdaptersServicer_to_server(AdaptersService(front), self._server)
         pb_grpc.add_EngineServicer_to_server(EngineService(front), self._server)
@@ -54,11 +57,18 @@ class RpcServer:
         """Listens; returns the port.
 
         Raises:
-            ConfigError: the address cannot be had.
+            ConfigError: the address cannot be had, or a file of tokens or TLS is not right.
         """
+        self._front.access.open()
+        files = tls_files(service)
+        tls = None if files is None else ServerTls(files)
+        self.notes += _access_notes(service) + ([] if tls is None else tls.notes)
         address = f"{bracketed(service.host)}:{service.port}"
         try:
-            port = self._server.add_insecure_port(address)
+            if tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, tls.credentials)
         except RuntimeError as error:
             port, reason = 0, str(error)
         else:
@@ -94,6 +104,20 @@ class RpcServer:
             await self._changed.wait()
             self._changed.clear()
             await self.publish()
+
+
+def _access_notes(service: ServiceConfig) -> list[str]:
+    if is_local(service.host):
+        return []
+    notes: list[str] = []
+    if service.tokens is None:
+        who = f"reaches {service.host}"
+        if service.tls_client_ca is not None:
+            who = "holds a certificate that --tls-client-ca signed"
+        notes.append(f"whoever {who} may do everything: there are no --tokens")
+    if service.tls_cert is None:
+        notes.append("calls are not encrypted here: there is no --tls-cert")
+    return notes
 
 
 def bracketed(host: str) -> str:

@@ -23,6 +23,7 @@ from ...adapters.errors import (
     UploadCorrupt,
 )
 from ..errors import (
+    ClientTooSlow,
     ConfigError,
     DeadlineExceeded,
     Draining,
@@ -32,7 +33,10 @@ from ..errors import (
     LorryError,
     ModelRefused,
     Overloaded,
+    PermissionDenied,
     RequestTooLarge,
+    TokensUnreadable,
+    Unauthenticated,
 )
 
 ADAPTER_RESOURCE = "lorry.v1.Adapter"
@@ -137,17 +141,21 @@ def _quota(error: AdapterTooLarge) -> Iterator[Any]:
     yield from _field(error)
 
 
-def _retry_after(error: Overloaded | EngineUnavailable) -> Iterator[Any]:
+def _retry_after(error: EngineUnavailable | TokensUnreadable) -> Iterator[Any]:
     yield _retry_info(error.retry_after_s)
 
 
-def _overloaded(error: Overloaded) -> Iterator[Any]:
+def _exceeded(error: LorryError) -> Iterator[Any]:
     from google.rpc import error_details_pb2
 
     violation = error_details_pb2.QuotaFailure.Violation(
         subject=safe(error.field or "server", MAX_NAME_BYTES), description=safe(error.message)
     )
     yield error_details_pb2.QuotaFailure(violations=[violation])
+
+
+def _overloaded(error: Overloaded) -> Iterator[Any]:
+    yield from _exceeded(error)
     yield _retry_info(error.retry_after_s)
 
 
@@ -175,11 +183,16 @@ TABLE: dict[type[Exception], tuple[grpc.StatusCode, DetailBuilder]] = {
     AdapterNotFound: (_CODE.NOT_FOUND, _resource),
     # No RetryInfo: the limit stays where it is.
     AdapterTooLarge: (_CODE.INVALID_ARGUMENT, _quota),
+    ClientTooSlow: (_CODE.RESOURCE_EXHAUSTED, _exceeded),
+    # Nothing but the sentence: details would tell a guesser more.
+    Unauthenticated: (_CODE.UNAUTHENTICATED, _nothing),
+    PermissionDenied: (_CODE.PERMISSION_DENIED, _nothing),
     # Passing states: come back.
     Overloaded: (_CODE.RESOURCE_EXHAUSTED, _overloaded),
     DeadlineExceeded: (_CODE.DEADLINE_EXCEEDED, _nothing),
     Draining: (_CODE.UNAVAILABLE, _elsewhere),
     EngineUnavailable: (_CODE.UNAVAILABLE, _retry_after),
+    TokensUnreadable: (_CODE.UNAVAILABLE, _retry_after),
     # Ours. The two of the start never reach a client of a server that started; one that
     # comes back refused after a restart is told so.
     AdapterLoadFailed: (_CODE.INTERNAL, _resource),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...adapters.image import ImageSpec
 from ...adapters.key import AdapterCard, AdapterKey
-from ..errors import EngineUnavailable, LorryError
+from ..errors import LorryError
 from ..store_messages import (
     AbortUpload,
     BeginUpload,
@@ -36,9 +36,7 @@ from ..store_messages import (
     Unproven,
     UploadChunk,
 )
-from .link import Ended, PipeLink
-
-RETRY_S = 1.0
+from .link import Ended, Outlook, PipeLink
 
 
 class StoreClient:
@@ -55,6 +53,8 @@ class StoreClient:
         self._last_id = 0
         self._start_error: LorryError | None = None
         self._was_ready = False
+        self.num_heard = 0  # messages, of all lives
+        self.outlook: Callable[[], Outlook] = Outlook  # of the worker while it is down
 
     async def run(self, conn: Connection) -> Ended:
         """Serves over this pipe until the worker is gone."""
@@ -86,8 +86,12 @@ class StoreClient:
     async def list_cards(self, tenant: str, *, prefix: str, limit: int, after: str) -> CardPage:
         return await self._call(ListCards(self._next_id(), tenant, prefix, limit, after))
 
-    async def count_cards(self) -> int:
-        return await self._call(CountCards(self._next_id()))
+    def ask_for_life(self) -> None:
+        """Whatever the worker says next is the answer; nobody waits for it here."""
+        self._drop(CountCards(self._next_id()))
+
+    async def count_cards(self, tenant: str | None = None) -> int:
+        return await self._call(CountCards(self._next_id(), tenant))
 
     async def begin_upload(
         self,
@@ -145,7 +149,7 @@ class StoreClient:
 
     async def _call(self, request: Request) -> Any:
         if self._link is None or not self.ready:
-            raise _unavailable("the adapter store is not up; it is being started")
+            raise self._unavailable("the adapter store is not up; it is being started")
         answer = asyncio.get_running_loop().create_future()
         self._calls[request.id] = answer
         self._link.send(request)
@@ -160,6 +164,7 @@ class StoreClient:
             self._link.send(request)
 
     def _receive(self, message: Any) -> None:
+        self.num_heard += 1
         match message:
             case Ok(id=call_id, value=value):
                 answer = self._calls.get(call_id)
@@ -180,12 +185,11 @@ class StoreClient:
     def _lose(self) -> None:
         self._link = None
         self.ready = False
-        error = _unavailable("the adapter store stopped; it is being restarted")
+        error = self._unavailable("the adapter store stopped; it is being restarted")
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(error)
         self._on_lost()
 
-
-def _unavailable(message: str) -> EngineUnavailable:
-    return EngineUnavailable(message, retry_after_s=RETRY_S)
+    def _unavailable(self, message: str) -> LorryError:
+        return self.outlook().error(message)

@@ -1,9 +1,9 @@
-"""Text to tokens and back, one piece at a time.
+"""Text to tokens and back.
 
 Owns the model's tokenizer: local files only, no code of the model's own. `encode` adds the
-special tokens that the tokenizer adds; `encode_aside` does so without the interpreter's lock;
-`TextStream` turns the tokens of one answer into whole characters as they arrive. Knows no
-requests; the front end calls it, on any thread.
+special tokens that the tokenizer adds; `encode_aside` works without the interpreter's lock;
+`stream` turns the tokens of one answer into text as they arrive (text_stream.py). Carries the
+model's chat template (chat.py). Knows no requests; the front end calls it, on any thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, ModelRefused
+from .chat import ChatTemplate
+from .text_stream import ByteStream, FallbackStream, LibraryStream, TextStream, read_fallback
+from .token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -21,81 +24,35 @@ if TYPE_CHECKING:
 class Text:
     """`backend` is the tokenizers-library object; it is never changed after this."""
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, chat: ChatTemplate | None = None) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        # Tokens of single bytes (`<0x0A>`): a run of them becomes characters only as a whole,
-        # and a special token, being skipped, does not end the run.
-        bytes_ids = [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        open_ids = {token for token in bytes_ids if token is not None}
-        if open_ids:
-            added = backend.get_added_tokens_decoder()
-            open_ids |= {token for token, meaning in added.items() if meaning.special}
-        self._open_ids = frozenset(open_ids)
+        self.chat = chat  # None: the model has no chat template
+        self.token_bytes = TokenBytes(backend)
+        self._fallback = read_fallback(backend.decoder)
         self.max_token_bytes = _max_token_bytes(backend)  # of text that one token can stand for
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text).ids)
 
-    def encode_aside(self, text: str) -> Encoding:
+    def encode_aside(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
         """As `encode`, for a thread beside the loop: only the library's calls for batches let
         other threads run meanwhile. Its length is known before its ids are made into objects.
         """
-        return self._backend.encode_batch_fast([text])[0]
+        batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return batch[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def stream(self) -> TextStream:
-        return TextStream(self._backend, self._open_ids)
-
-
-class TextStream:
-    """Pieces of one answer; together, `finish` included, they equal `decode` of all its ids.
-
-    What cannot be told yet is kept back: an incomplete character, and a run of byte tokens
-    until another token ends it, because one invalid byte turns its whole run into
-    replacement characters.
-    """
-
-    def __init__(self, backend: Tokenizer, open_ids: frozenset[int]) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._backend = backend
-        self._open_ids = open_ids
-        self._stream: DecodeStream | None = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._num_fed = 0
-        self._given: list[str] = []
-
-    def push(self, ids: Sequence[int]) -> str:
-        """The characters these tokens complete; may be empty."""
-        pieces: list[str] = []
-        for token in ids:
-            self._ids.append(token)
-            if token not in self._open_ids:
-                pieces.append(self._step(self._ids[self._num_fed :]))
-                self._num_fed = len(self._ids)
-        text = "".join(pieces)
-        self._given.append(text)
-        return text
-
-    def finish(self) -> str:
-        """What was kept back, replacement characters for incomplete ones."""
-        whole = self._backend.decode(self._ids, skip_special_tokens=True)
-        given = "".join(self._given)
-        self._given = [whole]
-        return whole[len(given) :]
-
-    def _step(self, ids: list[int]) -> str:
-        if self._stream is None:
-            return ""
-        try:
-            return self._stream.step(self._backend, ids if len(ids) > 1 else ids[0]) or ""
-        except Exception:  # the library raises the bare class: these ids have no stable prefix
-            self._stream = None  # the rest of the text comes with `finish`
-            return ""
+        """The way of the model's decoder."""
+        if self.token_bytes.is_byte_level:
+            return ByteStream(self.token_bytes)
+        if self._fallback is not None:
+            return FallbackStream(self.token_bytes, self._fallback)
+        return LibraryStream(self._backend, self.token_bytes)
 
 
 def _max_token_bytes(backend: Tokenizer) -> int:
@@ -163,4 +120,4 @@ def load_text(model: str) -> Text:
             "tokenizer.json form, which streaming text needs",
             field="--model",
         )
-    return Text(backend)
+    return Text(backend, ChatTemplate(tokenizer) if tokenizer.chat_template else None)

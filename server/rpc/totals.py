@@ -11,8 +11,11 @@ import dataclasses
 
 from ..seam import EngineStats
 
+# The pool's size is a total too, but not one that grows with every life.
 NAMES = tuple(
-    field.name for field in dataclasses.fields(EngineStats) if field.name.endswith("_total")
+    field.name
+    for field in dataclasses.fields(EngineStats)
+    if field.name.endswith("_total") and field.name != "pages_total"
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from ..errors import InternalError
-from .records import Ending, Outcome, PlannedRun, StepPlan
+from .records import NO_PLACES, Ending, Outcome, PlannedRun, StepPlan
 from .state import SchedulerState, Status
 
 
@@ -26,11 +26,14 @@ def commit(
 ) -> tuple[Outcome, ...]:
     """`tokens`: row -> token, for the runs that reached their last known token.
 
-    `broken` are the rows among those for which there is none. `now_s` is when the tokens were
-    there; the plan knows when it was made.
+    `broken` are the rows whose logits were not finite, so that there is none; a row in the middle
+    of a prompt that is told may be among them. `now_s` is when the tokens were there; the plan
+    knows when it was made.
     """
     expected = {run.row for run in plan.runs if samples(state, run)}
-    if tokens.keys() | set(broken) != expected:
+    answered = tokens.keys() | set(broken)
+    told = {run.row for run in plan.runs if tells(state, run)} if broken else set[int]()
+    if not tokens.keys() <= expected <= answered <= expected | told:
         raise InternalError(
             f"sampled rows are {sorted(tokens)}, broken {sorted(broken)}, "
             f"planned {sorted(expected)}"
@@ -47,6 +50,8 @@ def commit(
     for run in plan.runs:
         state.num_computed[run.row] += run.num_tokens
         state.num_pages[run.row] += run.num_new_pages
+        if told_now := tells(state, run):
+            state.num_told[run.row] = told_now.stop
         if run.row in tokens:
             outcomes.append(_append(state, run.row, tokens[run.row], now_s))
     return tuple(outcomes)
@@ -57,6 +62,15 @@ def samples(state: SchedulerState, run: PlannedRun) -> bool:
     return run.start + run.num_tokens == int(state.num_known[run.row])
 
 
+def tells(state: SchedulerState, run: PlannedRun) -> range:
+    """Places of the prompt whose next token this run can judge, and nobody has yet."""
+    num_to_tell = int(state.num_to_tell[run.row])
+    if run.start >= num_to_tell:
+        return NO_PLACES
+    first = max(run.start, int(state.num_told[run.row]))
+    return range(first, max(first, min(run.start + run.num_tokens, num_to_tell)))
+
+
 def _enter_newcomers(state: SchedulerState, plan: StepPlan) -> None:
     newcomers = [run.row for run in plan.runs if state.status[run.row] == Status.WAITING]
     if not newcomers:
@@ -65,6 +79,10 @@ def _enter_newcomers(state: SchedulerState, plan: StepPlan) -> None:
         state.enter(row, plan.now_s)
     newest = max(state.age(row) for row in newcomers)
     passed = state.line.rows()[: state.line.position(*newest)]
+    if plan.first_without_logits is not None:
+        first = state.line.position(*state.age(plan.first_without_logits))
+        late = passed[first:]
+        passed = np.concatenate([passed[:first], late[~state.is_untold(late)]])
     state.overtaken_s[passed] = np.minimum(state.overtaken_s[passed], plan.now_s)
 
 

@@ -49,6 +49,13 @@ class Row(NamedTuple):
     num_pages: int
     adapter_id: int
     adapter_pages: int
+    num_to_tell: int
+    num_told: int
+
+    def num_tells(self, num_tokens: int) -> int:
+        """Places of the prompt that a run of so many tokens tells."""
+        end = min(self.start + num_tokens, self.num_to_tell)
+        return max(end - max(self.start, self.num_told), 0)
 
 
 def gather(state: SchedulerState, rows: NDArray[np.int64] | list[int]) -> dict[int, Row]:
@@ -62,6 +69,8 @@ def gather(state: SchedulerState, rows: NDArray[np.int64] | list[int]) -> dict[i
         state.num_pages[index],
         state.adapter_id[index],
         state.adapter_pages[index],
+        state.num_to_tell[index],
+        state.num_told[index],
     )
     facts = map(Row._make, zip(*(column.tolist() for column in columns), strict=True))
     return {fact.row: fact for fact in facts}
@@ -86,10 +95,12 @@ class PlanDraft:
         rows = state.line.rows()
         self.waiting = rows[state.deadline_s[rows] > now_s] if gone else rows  # oldest first
         self.waiting_adapters = state.adapter_id[self.waiting]
+        self.waits_for_logits = self._find_logit_waits()  # by position
 
         self.free_pages = view.num_free + sum(int(state.num_pages[row]) for row in expired)
         self.free_slots = view.num_free_slots
         self.tokens_left = limits.max_step_tokens
+        self.tells_left = limits.max_prompt_logits
         self.num_loading = sum(not adapter.resident for adapter in view.adapters.values())
         self.runs: dict[int, PlannedRun] = {}
         self.preemptions: list[int] = []
@@ -107,6 +118,24 @@ class PlanDraft:
             if seen.resident and adapter_id not in in_use
         )
         self.idle_pages = sum(idle.num_pages for idle in self.idle)
+
+    def _find_logit_waits(self) -> NDArray[np.bool_]:
+        """Who could not begin with its prompt in this step, whatever room there were.
+
+        Logits go to running rows, then along the line: whoever comes once they are gone waits.
+        """
+        state = self.state
+        untold = state.num_to_tell[self.waiting] - state.num_told[self.waiting]
+        before = untold.cumsum() - untold
+        before += int((state.num_to_tell[self.running] - state.num_told[self.running]).sum())
+        return state.is_untold(self.waiting) & (before >= self.limits.max_prompt_logits)
+
+    def those_with_logits(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of these positions, in their order, those whose prompt gets logits if all get in."""
+        rows = self.waiting[positions]
+        untold = self.state.num_to_tell[rows] - self.state.num_told[rows]
+        before = untold.cumsum() - untold
+        return positions[~self.state.is_untold(rows) | (before < self.tells_left)]
 
     def _places(self, size: int) -> NDArray[np.int8]:
         where = np.full(size, Where.ABSENT, np.int8)
@@ -134,6 +163,13 @@ class PlanDraft:
     def is_full(self) -> bool:
         """No newcomer can run, whatever its size."""
         return self.tokens_left == 0 or len(self.running) >= self.limits.max_running
+
+    def most_tokens(self, row: int) -> int:
+        """As many as the row lacks and the step may still compute, pages aside."""
+        fact = self.facts[row]
+        most = min(fact.num_known - fact.start, self.tokens_left)
+        told_end = max(fact.start, fact.num_told) + self.tells_left
+        return most if told_end >= fact.num_to_tell else min(most, told_end - fact.start)
 
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.view.tokens_per_page)
@@ -188,6 +224,7 @@ class PlanDraft:
         new_pages = self.pages_for(fact.start + num_tokens) - fact.num_pages
         self.take_pages(new_pages, position)
         self.tokens_left -= num_tokens
+        self.tells_left -= fact.num_tells(num_tokens)
         self.runs[row] = PlannedRun(row, fact.start, num_tokens, new_pages)
 
     def preempt(self, row: int) -> None:
@@ -202,6 +239,7 @@ class PlanDraft:
         if run is not None:
             self.free_pages += run.num_new_pages
             self.tokens_left += run.num_tokens
+            self.tells_left += self.facts[row].num_tells(run.num_tokens)
 
     def load(self, adapter_id: int, num_pages: int, position: int) -> None:
         """Ask `can_take` for its pages, and for a slot, first."""
@@ -214,6 +252,7 @@ class PlanDraft:
 
     def plan(self) -> StepPlan:
         facts = self.facts
+        late = np.flatnonzero(self.waits_for_logits)
         return StepPlan(
             now_s=self.now_s,
             expired=tuple(self.expired),
@@ -222,4 +261,5 @@ class PlanDraft:
             loads=tuple(self.loads.values()),
             # The sort is stable: rows of one adapter stay in the order they were planned.
             runs=tuple(sorted(self.runs.values(), key=lambda run: facts[run.row].adapter_id)),
+            first_without_logits=int(self.waiting[late[0]]) if len(late) else None,
         )

@@ -59,10 +59,12 @@ def _find_barrier(draft: PlanDraft) -> int | None:
     """Position of the oldest waiting row that has been passed for too long.
 
     One whose adapter is on its way does not bar the door: its pages are there already, and
-    nobody's waiting makes the link faster.
+    nobody's waiting makes the link faster. Nor does one whose turn for a step's prompt logits is
+    still to come: those before it take them, however empty the pool is.
     """
     passed = draft.state.overtaken_s[draft.waiting] <= draft.now_s - draft.limits.max_bypass_s
     passed &= draft.where[draft.waiting_adapters] != Where.LOADING
+    passed &= ~draft.waits_for_logits
     return int(passed.argmax()) if passed.any() else None
 
 
@@ -82,6 +84,8 @@ def _keep_running(draft: PlanDraft, barrier: int | None) -> bool:
 
 def _go_on(draft: PlanDraft, row: int, barrier: int | None) -> bool:
     """Runs the row on as many tokens as budget and pages allow; False: on none."""
+    if draft.most_tokens(row) < 1:
+        return True  # not for want of room: older prompts that are told fill the step's logits
     state = draft.state
     position, yields = NOBODY, False
     if barrier is not None and state.age(row) > state.age(int(draft.waiting[barrier])):
@@ -100,7 +104,7 @@ def _go_on(draft: PlanDraft, row: int, barrier: int | None) -> bool:
 def _fitting_tokens(draft: PlanDraft, row: int, position: int) -> int:
     """A shorter chunk is better than a preemption: 0 only if not one more token has room."""
     fact = draft.facts[row]
-    wanted = min(fact.num_known - fact.start, draft.tokens_left)
+    wanted = draft.most_tokens(row)
     missing = draft.pages_for(fact.start + wanted) - fact.num_pages
     if missing <= draft.free_pages:
         return wanted
@@ -134,12 +138,13 @@ def _admit_waiting(draft: PlanDraft, barrier: int | None) -> None:
             continue
         needed = draft.pages_for(fact.num_known) + reserve
         evicted = fact.adapter_id in draft.evictions
-        if draft.is_full or evicted or not draft.can_take(needed, position):
+        num_tokens = 0 if draft.is_full else draft.most_tokens(fact.row)
+        if num_tokens < 1 or evicted or not draft.can_take(needed, position):
             continue
         request = state.request(fact.row)
         if state.policy.admits(request, running, draft.now_s):
             draft.running.append(fact.row)
-            draft.run(fact.row, min(fact.num_known, draft.tokens_left), position)
+            draft.run(fact.row, num_tokens, position)
             running.append(request)
             reserve += draft.promised_pages(fact.row)
 
@@ -161,7 +166,9 @@ def _candidates(draft: PlanDraft, reserve: int, end: int) -> tuple[list[int], li
     room -= -(-state.num_known[rows] // draft.view.tokens_per_page)
     place = draft.where[adapters]
     ready = np.flatnonzero((place == Where.RESIDENT) & (room >= 0))
-    absent = np.flatnonzero((place == Where.ABSENT) & (room >= state.adapter_pages[rows]))
+    ready = draft.those_with_logits(ready)
+    absent = (place == Where.ABSENT) & (room >= state.adapter_pages[rows])
+    absent = np.flatnonzero(absent & ~draft.waits_for_logits[:end])
     # Adapters are fetched ahead only for those who could be next in.
     if len(ready) > limits.max_running:
         ready = ready[: limits.max_running]

@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .sampling import SamplingParams
+
 BASE_ID = -1  # adapter_id of a request to the base model
+NO_PLACES = range(0)  # of a prompt
+# Logits are the largest tensor of a step: 256 places of a vocabulary of 152,000 are 156 MB in fp32.
+MAX_PROMPT_LOGITS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +29,7 @@ class Request:
     adapter_pages: int  # pages its image takes; 0 for the base
     prompt_ids: tuple[int, ...]  # at least one
     max_new_tokens: int  # at least one
-    temperature: float  # 0: greedy
-    seed: int
+    sampling: SamplingParams
     stop_ids: frozenset[int]  # a token among them ends the answer and is part of it
     ttft_s: float  # bound on the time to the first token
     tpot_s: float  # bound on the time per further token
@@ -65,6 +69,9 @@ class StepLimits:
     max_step_tokens: int  # prompt and decode tokens together
     max_bypass_s: float = 5.0  # how long newcomers may pass a request that does not fit
     max_loads: int = 2  # adapters on their way at once
+    # Places of prompts whose logits one step computes, for requests that want them told; beside
+    # them there is one place for each running request.
+    max_prompt_logits: int = MAX_PROMPT_LOGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,9 @@ class StepPlan:
     evictions: tuple[int, ...] = ()  # adapter_ids
     loads: tuple[PlannedLoad, ...] = ()
     runs: tuple[PlannedRun, ...] = ()  # rows of one adapter side by side, the base's first
+    # Of the waiting rows whose prompt is to be told, this one and all behind it had none of the
+    # step's prompt logits to hope for: to be passed by others is no wrong to them.
+    first_without_logits: int | None = None
 
 
 class Ending(Enum):

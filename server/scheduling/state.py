@@ -44,6 +44,10 @@ class SchedulerState:
         self.num_known = np.zeros(capacity, np.int64)  # tokens, prompt and answer so far
         self.num_computed = np.zeros(capacity, np.int64)  # tokens whose KV is in pages
         self.num_pages = np.zeros(capacity, np.int64)  # KV pages held
+        # Places of the prompt whose next token's log-probability is wanted, and how many of them
+        # were told; a preemption untells nothing.
+        self.num_to_tell = np.zeros(capacity, np.int64)
+        self.num_told = np.zeros(capacity, np.int64)
         self.adapter_id = np.full(capacity, -1, np.int64)
         self.adapter_pages = np.zeros(capacity, np.int64)
         self.key = np.zeros(capacity, np.float64)  # the policy's, smaller is older
@@ -51,7 +55,7 @@ class SchedulerState:
         self.num_preemptions = np.zeros(capacity, np.int64)
         # Instants; inf or nan where it has not happened.
         self.deadline_s = np.full(capacity, math.inf)
-        self.overtaken_s = np.full(capacity, math.inf)  # first passed by a newer one while waiting
+        self.overtaken_s = np.full(capacity, math.inf)  # first passed while it waited for room
         self.first_scheduled_s = np.full(capacity, math.nan)
         self.first_token_s = np.full(capacity, math.nan)
         self.last_token_s = np.full(capacity, math.nan)
@@ -95,6 +99,9 @@ class SchedulerState:
         self.num_prompt[row] = self.num_known[row] = len(request.prompt_ids)
         self.num_final[row] = len(request.prompt_ids) + request.max_new_tokens
         self.num_computed[row] = self.num_pages[row] = self.num_preemptions[row] = 0
+        wants_prompt = request.sampling.prompt_logprobs >= 0
+        self.num_to_tell[row] = len(request.prompt_ids) - 1 if wants_prompt else 0
+        self.num_told[row] = 0
         self.adapter_id[row] = request.adapter_id
         self.adapter_pages[row] = request.adapter_pages
         self.key[row], self.seq[row] = self.policy.sort_key(request), self._next_seq
@@ -131,6 +138,10 @@ class SchedulerState:
     def age(self, row: int) -> tuple[float, int]:
         """What the order goes by: smaller is older."""
         return float(self.key[row]), int(self.seq[row])
+
+    def is_untold(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these cannot compute a token without logits: a prompt to tell, not begun."""
+        return (self.num_to_tell[rows] > 0) & (self.num_told[rows] == 0)
 
     def running_rows(self) -> list[int]:
         """Oldest first."""

@@ -16,15 +16,10 @@ REFUSED = {
     "bias": "all",
     "lora_bias": True,
     "modules_to_save": ["lm_head"],
-    "fan_in_fan_out": True,
     "trainable_token_indices": [1],
     "layer_replication": [[0, 2]],
     "target_parameters": ["experts.gate_up_proj"],
     "megatron_config": {},
-    "loftq_config": {"loftq_bits": 4},
-    "eva_config": {},
-    "corda_config": {},
-    "lora_ga_config": {},
     "velora_config": {},
     "alora_invocation_tokens": [1],
     "use_qalora": True,
@@ -44,6 +39,7 @@ WRONG_VALUES = [
     ("lora_alpha", 1e300),
     ("lora_alpha", "16"),
     ("use_rslora", 1),
+    ("fan_in_fan_out", 1),
     ("target_modules", {"q_proj": 1}),
     ("target_modules", ["q_proj", 3]),
     ("target_modules", ["q_proj"] * 1025),
@@ -60,8 +56,13 @@ WRONG_VALUES = [
     ("init_lora_weights", "pissa"),
     ("init_lora_weights", "olora"),
     ("init_lora_weights", "loftq"),
-    ("init_lora_weights", "eva"),
     ("init_lora_weights", "corda"),
+    ("init_lora_weights", "lora_ga"),
+    ("init_lora_weights", "pissa_niter_16"),
+    ("init_lora_weights", "PiSSA"),
+    ("eva_config", 3),
+    ("enable_lora", [True, False, True]),
+    ("merge_weights", "yes"),
 ]
 
 
@@ -108,3 +109,41 @@ def test_missing_peft_type_is_refused() -> None:
     with pytest.raises(AdapterRefused) as caught:
         check_fields(config)
     assert caught.value.field == "peft_type"
+
+
+def test_what_peft_0_2_saved_passes() -> None:
+    """Adapters of PEFT's first releases carry two fields that it dropped later, both inert."""
+    saved = {
+        "base_model_name_or_path": "decapoda-research/llama-7b-hf",
+        "bias": "none",
+        "enable_lora": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "merge_weights": False,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": 16,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    assert check_fields(saved) == {
+        "fan_in_fan_out": False,
+        "lora_alpha": 16,
+        "r": 16,
+        "target_modules": ["q_proj", "v_proj"],
+    }
+
+
+@pytest.mark.parametrize("how", ["pissa", "olora", "corda", "lora_ga"])
+def test_a_start_from_the_base_says_how_to_convert_it(how: str) -> None:
+    """The owner would be left with an adapter that no server without his base can use."""
+    with pytest.raises(AdapterRefused, match="path_initial_model_for_weight_conversion"):
+        check_fields(make_config(init_lora_weights=how))
+
+
+@pytest.mark.parametrize("how", ["eva", "mica", "Gaussian", "orthogonal", True, False, None])
+def test_a_start_that_leaves_the_base_alone_passes(how: object) -> None:
+    """What such a training saved is a plain pair of factors."""
+    check_fields(make_config(init_lora_weights=how, eva_config={"rho": 2.0}))

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from lorry.adapters.fields import FIELD_RULES
-from lorry.bench import readme, readme_tables, readme_tree
+from lorry.bench import readme, readme_results, readme_tables, readme_tree
+from lorry.bench.overhead import Measured
+from lorry.bench.overhead import make_document as make_overhead
 from lorry.bench.readme import RENDERERS, find_sections, main, refresh
 from lorry.bench.readme_tables import ReadmeError
-from lorry.bench.throughput import Measured, make_document
+from lorry.bench.throughput.document import make_document
 from lorry.bench.zoo.tasks import TASKS, is_held_out
 from lorry.server.config import MemoryConfig, ModelConfig, SchedulingConfig, ServiceConfig
 from lorry.server.metrics import MEASURES
 from lorry.server.rpc import status
+from lorry.tests.bench_builders import make_report, make_row
 
 PAGE = """# A page
 
@@ -179,17 +182,24 @@ def test_bar_inside_a_cell_does_not_end_it() -> None:
     assert row.replace(r"\|", "").count("|") == 6
 
 
-def test_throughput_says_that_nothing_was_measured(tmp_path: Path) -> None:
+RESULTS = {
+    "throughput": readme_results.render_throughput,
+    "overhead": readme_results.render_overhead,
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_say_that_nothing_was_measured(tmp_path: Path, name: str) -> None:
     """An empty table would read as a result."""
-    assert readme_tables.render_throughput(tmp_path / "none.json") == "not measured"
+    assert RESULTS[name](tmp_path / "none.json") == "not measured"
 
 
-def test_throughput_reads_what_the_bench_writes(tmp_path: Path) -> None:
+def test_overhead_reads_what_the_bench_writes(tmp_path: Path) -> None:
     """The two files agree on the document's fields, or the page cannot be made."""
     path = tmp_path / "result.json"
-    document = make_document([Measured("lorry, base", "64 at once", (10.0, 30.4, 20.0))], [0.3], 0)
+    document = make_overhead([Measured("lorry, base", "64 at once", (10.0, 30.4, 20.0))], [0.3], 0)
     path.write_text(json.dumps(document))
-    rendered = readme_tables.render_throughput(path)
+    rendered = readme_results.render_overhead(path)
     assert "| lorry, base | 20 | 10, 30, 20 | 64 at once |" in rendered
     machine = document["machine"]
     assert isinstance(machine, dict)
@@ -198,13 +208,28 @@ def test_throughput_reads_what_the_bench_writes(tmp_path: Path) -> None:
     assert machine["cpu"] in rendered
 
 
+def test_throughput_reads_what_the_bench_writes(tmp_path: Path) -> None:
+    """Figures, rounds, targets and the step split are the file's own, none is typed."""
+    path = tmp_path / "result.json"
+    rows = make_row("base", 10.0, 30.4, 20.0), make_row("hf", 8.0), make_row("lora", 11.0)
+    path.write_text(json.dumps(make_document(make_report(*rows))))
+    rendered = readme_results.render_throughput(path)
+    assert "| row base | 20 | 10, 30, 20 | one way |" in rendered
+    assert "| base over hf | 2.50 | 2.5 | 3.3 |" in rendered
+    assert "| lora over base | 0.55 | 0.6 | 0.75 |" in rendered
+    assert "the matrix products alone: 1000 tokens/s" in rendered
+    assert "| base, decode | 20.0 | 10.0 |" in rendered
+    assert "vocabulary 300; bfloat16, 2 threads" in rendered
+
+
+@pytest.mark.parametrize("name", RESULTS)
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
-def test_throughput_of_another_file_is_an_error(tmp_path: Path, text: str) -> None:
+def test_result_of_another_bench_is_an_error(tmp_path: Path, name: str, text: str) -> None:
     """A traceback names no file."""
     path = tmp_path / "result.json"
     path.write_text(text)
-    with pytest.raises(ReadmeError, match=r"result\.json is no result"):
-        readme_tables.render_throughput(path)
+    with pytest.raises(ReadmeError, match=rf"result\.json is no result of lorry bench {name}"):
+        RESULTS[name](path)
 
 
 def test_status_has_every_error_with_its_code() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from lorry.kernels.lora import Segment
 from lorry.server.execution.batch import StepBuffers, StepCapacity, StepRow, build_batch
+from lorry.server.scheduling.sampling import SamplingParams
 
 LIMITS = StepCapacity(max_running=4, max_step_tokens=32, max_model_len=64, max_rows=4)
 
@@ -23,8 +24,7 @@ def make_row(row: int, **fields: object) -> StepRow:
         "pages": (9,),
         "adapter_slot": -1,
         "sample": True,
-        "temperature": 0.0,
-        "seed": 0,
+        "sampling": SamplingParams(),
     }
     return StepRow(row, **(settings | fields))  # pyright: ignore
 
@@ -48,9 +48,45 @@ def test_rows_become_tensors() -> None:
     assert work.fresh_pages.tolist() == [1, 5]
     assert batch.segments == (Segment(4, 6, 1),)
     assert batch.sample_idx.tolist() == [0, 5]
-    assert batch.sampled_row.tolist() == [3, 1]
+    assert batch.drawn_row.tolist() == [3, 1]
     batch.feed(torch.tensor([10, 11, 12, 13]))
     assert batch.input_ids_T.tolist() == [13, 4, 5, 6, 6, 7]
+
+
+def test_places_that_are_told_come_before_the_row_s_last() -> None:
+    """A logit of one place judged, or drawn from, as another's; head segments that slip."""
+    known = list(range(9))
+    rows = [
+        make_row(2, num_tokens=4, token_ids=known[:4], known_ids=known, num_prompt=9, sample=False),
+        make_row(
+            3,
+            num_tokens=4,
+            token_ids=known[4:8],
+            start=4,
+            pages=(7, 2),
+            known_ids=known[:8],
+            num_prompt=8,
+            tell=range(5, 7),
+            adapter_slot=0,
+        ),
+        make_row(1, token_ids=(), start=6, pages=(7, 2), adapter_slot=0),
+        make_row(
+            0,
+            num_tokens=3,
+            token_ids=known[:3],
+            known_ids=known,
+            num_prompt=9,
+            tell=range(3),
+            sample=False,
+            adapter_slot=1,
+        ),
+    ]
+    batch = build_batch(rows, make_buffers())
+    assert batch.sample_idx.tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert [(row.row, first) for row, first in batch.told] == [(3, 0), (0, 4)]
+    assert [row.row for row in batch.drawn] == batch.drawn_row.tolist() == [3, 1]
+    assert batch.drawn_idx.tolist() == [2, 3]
+    assert batch.head_segments == (Segment(0, 4, 0), Segment(4, 7, 1))
 
 
 def test_neighbours_of_one_slot_are_one_segment() -> None:
@@ -74,9 +110,11 @@ def test_pages_may_be_an_array() -> None:
         ([make_row(0, token_ids=(), num_tokens=2)], "0 token ids for 2 tokens"),
         ([make_row(0, num_tokens=0, token_ids=())], "0 token"),
         ([make_row(0, start=4)], "need 2 pages, it has 1"),
-        ([make_row(i) for i in range(5)], "requests: 5 do not fit 4"),
+        ([make_row(i) for i in range(5)], "do not fit 4"),
+        ([make_row(0, tell=range(1), num_prompt=1)], "places"),
+        ([make_row(0, tell=range(1, 2), num_prompt=9)], "places"),
     ],
-    ids=["count", "feed", "none", "pages", "running"],
+    ids=["count", "feed", "none", "pages", "running", "last-place", "other-chunk"],
 )
 def test_a_step_that_contradicts_itself_is_refused(rows: list[StepRow], word: str) -> None:
     """These are bugs of ours; they must stop here and not as wrong numbers."""

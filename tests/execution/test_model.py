@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import FalconConfig, FalconForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
+from lorry.bench.exactness.cases import find_case
 from lorry.server.config import MemoryConfig, ModelConfig, SchedulingConfig, ServerConfig
 from lorry.server.errors import ConfigError, ModelRefused
 from lorry.server.execution.interface import KvShape
 from lorry.server.execution.model import fingerprint_of, load_model, page_geometry, prepare_model
 from lorry.server.execution.pool_size import choose_num_pages
 from lorry.server.execution.runner import load_runner
+from lorry.server.execution.selfproof import prove
 from lorry.server.execution.sites import LoraLinear
 from lorry.tests.builders import make_llama
 from lorry.tests.execution_builders import tiny_llama
@@ -42,11 +44,21 @@ def test_sites_are_the_linears_of_the_layers_and_share_their_weights() -> None:
     weights = {name: p.data_ptr() for name, p in model.named_parameters()}
     loaded = prepare_model(model)
     sites = loaded.image_spec.sites
-    assert [site.name for site in sites] == [name for name in names if ".layers." in name]
-    assert [site.layer for site in sites] == [0] * 7 + [1] * 7
+    assert [site.name for site in sites] == names  # the head is the last of them
+    assert [site.layer for site in sites] == [0] * 7 + [1] * 7 + [2]
     assert (sites[4].in_width, sites[4].out_width) == (64, 96)
     assert all(isinstance(model.get_submodule(site.name), LoraLinear) for site in sites)
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == weights
+
+
+@pytest.mark.parametrize("label", ["mixtral", "gpt_oss", "gpt2", "opt", "gemma3_text"])
+def test_other_families_start_from_their_files(tmp_path: Path, label: str) -> None:
+    """Checkpoints are written in another shape than the model has (experts one by one, tied heads
+    left out): what transformers puts together must not be taken for missing or left over."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(find_case(label).config()).save_pretrained(tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        assert "off by" in prove(load_model(ModelConfig(str(tmp_path), dtype=dtype)))
 
 
 def test_the_fingerprint_follows_the_weights_not_the_precision() -> None:
@@ -65,7 +77,7 @@ def test_the_fingerprint_follows_the_weights_not_the_precision() -> None:
             "dynamic",
         ),
         ({"attention_chunk_size": 8}, "attention_chunk_size"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "homemade"}}, "quant_method = homemade"),
         ({"num_key_value_heads": 1, "head_dim": 2, "num_hidden_layers": 1}, "makes no page"),
     ],
     ids=["dynamic-rope", "chunked", "quantized", "tiny-page"],
@@ -89,6 +101,16 @@ def test_a_model_outside_the_interface_is_refused() -> None:
         prepare_model(FalconForCausalLM(config))
 
 
+@pytest.mark.parametrize("width", [120, 140])
+def test_an_output_layer_of_another_vocabulary_is_refused(width: int) -> None:
+    """A prompt's token without a logit ended the engine; one that is only said cannot be read."""
+    model = tiny_llama()
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, width, bias=False)
+    with pytest.raises(ModelRefused, match=f"vocab_size = 131: the output layer has {width}") as it:
+        prepare_model(model)
+    assert it.value.field == "vocab_size"
+
+
 def test_flags_that_do_not_fit_are_named(tmp_path: Path) -> None:
     """The operator must learn which flag, which value and which limit."""
     directory = str(make_llama(tmp_path / "m"))
@@ -99,7 +121,7 @@ def test_flags_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--device"):
         load_model(ModelConfig(directory, device="abacus"))
     with pytest.raises(ConfigError, match="less than one page"):
-        choose_num_pages(1000, 4096, torch.device("cpu"))
+        choose_num_pages(1000, 4096)
     assert load_model(ModelConfig(directory, max_model_len=100)).max_model_len == 100
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lorry.server.execution.batch import StepRow
-from lorry.server.execution.runner import TAIL_TOKENS
+from lorry.server.execution.warm_up import TAIL_TOKENS
+from lorry.server.scheduling.sampling import SamplingParams
 from lorry.tests.execution_builders import (
     LIMITS,
     Ask,
@@ -74,7 +75,8 @@ def test_mixed_batch_equals_peft() -> None:
 
 
 def test_zeroed_pages_give_the_base() -> None:
-    """An adapter lives in its pages and nowhere else; zeroing them takes it away at once."""
+    """An adapter lives in its pages and nowhere else: what a CPU lays out of it for its products
+    is read again when the slot is attached, and when pages are cleared."""
     model = tiny_llama()
     bench = make_bench(model)
     adapter = random_peft(model, rank=8)
@@ -84,8 +86,15 @@ def test_zeroed_pages_give_the_base() -> None:
     assert_same_tokens(adapter, prompt, with_adapter, greedy(adapter, prompt))
     base = greedy(model, prompt)
     assert with_adapter != base
-    bench.runner.pool_PE[bench.adapter_pages[0]] = 0
+    pages = bench.adapter_pages[0]
+    bench.runner.pool_PE[pages] = 0
+    bench.runner.attach(0, pack_peft(bench.loaded, adapter)[0], pages)
     assert_same_tokens(model, prompt, serve(bench, [Ask(prompt, slot=0)])[0], base)
+    bench.put_adapter(1, adapter)
+    assert serve(bench, [Ask(prompt, slot=1)])[0] == with_adapter
+    bench.runner.poison(bench.adapter_pages[1])
+    rows = [StepRow(0, prompt, 20, 0, bench.take(2), 1, True, SamplingParams())]
+    assert bench.runner.run(rows).not_finite == (0,), "a copy outlived its pages"
 
 
 def test_a_slot_can_be_given_to_another_adapter() -> None:
@@ -146,7 +155,7 @@ def test_a_step_larger_than_its_buffers_is_refused() -> None:
     bench = make_bench(tiny_llama())
 
     def row(num_tokens: int, pages: int) -> StepRow:
-        return StepRow(0, [1] * num_tokens, num_tokens, 0, range(pages), -1, True, 0.0, 0)
+        return StepRow(0, [1] * num_tokens, num_tokens, 0, range(pages), -1, True, SamplingParams())
 
     with pytest.raises(ValueError, match="256"):
         bench.runner.run([row(200, 13), row(57, 4)])
@@ -175,7 +184,10 @@ def test_the_warm_up_runs_the_largest_and_the_longest_step() -> None:
     assert len(largest) == len(longest) == LIMITS.max_running
     assert longest[0].start + longest[0].num_tokens == LIMITS.max_model_len
     assert longest[0].num_tokens == TAIL_TOKENS
-    assert all(row.temperature > 0 for row in largest), "the sampler's share is left out"
+    asked = largest[0].sampling
+    assert asked.temperature > 0 and asked.top_p < 1 and asked.needs_history, "the sampler's share"
+    places = sum(len(row.tell) + row.sample for row in largest)
+    assert places == LIMITS.max_logit_rows, "the logits' share is left out"
 
 
 def test_a_row_that_is_no_number_gets_no_token() -> None:
@@ -191,14 +203,14 @@ def test_a_row_that_is_no_number_gets_no_token() -> None:
     bench.put_adapter(0, adapter)
     base, broken = bench.take(2), bench.take(2)
     rows = [
-        StepRow(3, prompt, 20, 0, base, -1, True, 0.0, 0),
-        StepRow(5, prompt, 20, 0, broken, 0, True, 0.9, 1),
-        StepRow(6, prompt[:8], 8, 0, bench.take(1), 0, False, 0.0, 0),
+        StepRow(3, prompt, 20, 0, base, -1, True, SamplingParams()),
+        StepRow(5, prompt, 20, 0, broken, 0, True, SamplingParams(temperature=0.9, seed=1)),
+        StepRow(6, prompt[:8], 8, 0, bench.take(1), 0, False, SamplingParams()),
     ]
     result = bench.runner.run(rows)
     assert result.tokens == {3: greedy(model, prompt, 1)[0]}
     assert result.not_finite == (5,)
     # A page that nobody has written shows the same way.
     bench.runner.poison(base)
-    result = bench.runner.run([StepRow(3, [1], 1, 20, base, -1, True, 0.0, 0)])
+    result = bench.runner.run([StepRow(3, [1], 1, 20, base, -1, True, SamplingParams())])
     assert (result.tokens, result.not_finite) == ({}, (3,))

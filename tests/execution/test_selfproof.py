@@ -1,6 +1,7 @@
 """The start-up proof: it must pass a sound path and catch every planted bug."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -38,18 +39,28 @@ class BrokenAttention:
 
 
 class BrokenLora:
-    """The serving path, with one fault in the second half."""
+    """The serving path, with one fault in what it adds."""
 
     def __init__(self, *, factor: float = 1.0, shift: int = 0) -> None:
         self._backend = lora.choose_backend("cpu")
         self._factor, self._shift = factor, shift
-        self.shrink = self._backend.shrink
 
-    def expand(
-        self, hidden: Tensor, pool: Tensor, work: LoraWork, *, site: int, out_TO: Tensor
+    def add(
+        self,
+        hidden: Tensor,
+        pool: Tensor,
+        work: LoraWork,
+        *,
+        sites: Sequence[int],
+        outs_TO: Sequence[Tensor],
     ) -> None:
-        hidden = hidden.nan_to_num().roll(self._shift, 0) * self._factor
-        self._backend.expand(hidden, pool, work, site=site, out_TO=out_TO)
+        before = [out.clone() for out in outs_TO]
+        self._backend.add(hidden, pool, work, sites=sites, outs_TO=outs_TO)
+        for base, out in zip(before, outs_TO, strict=True):
+            out.copy_(base + (out - base).roll(self._shift, 0) * self._factor)
+
+    def forget(self) -> None:
+        self._backend.forget()
 
 
 def small_model(**overrides: object):

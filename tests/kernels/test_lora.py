@@ -1,4 +1,4 @@
-"""sgmv_shrink and sgmv_expand: both backends against dense mathematics."""
+"""add_lora: every backend against dense mathematics."""
 
 import pytest
 import torch
@@ -9,31 +9,14 @@ from lorry.kernels.lora import (
     LoraWork,
     Segment,
     SiteShape,
+    Workspace,
+    add_lora,
     choose_backend,
-    sgmv_expand,
-    sgmv_shrink,
 )
-from lorry.tests.kernels_builders import LoraPool, assert_close
+from lorry.tests.kernels_builders import LoraPool, assert_close, make_backend, run_lora
 
 RANKS = [1, 4, 5, 8, 12, 16, 24, 64]
-BACKENDS = ["reference", "cpu"]
-
-
-def run(
-    pool: LoraPool,
-    segments: list[Segment],
-    hidden_TI: torch.Tensor,
-    base_TO: torch.Tensor,
-    name: str,
-) -> torch.Tensor:
-    work = LoraWork(pool.table, segments)
-    backend = choose_backend(name)
-    # What the operators leave alone is NaN: reading it would show.
-    shrunk_TR = torch.full((len(hidden_TI), max(work.max_rank, 1)), torch.nan)
-    out_TO = base_TO.clone()
-    sgmv_shrink(hidden_TI, pool.pool_PE, work, site=0, out_TR=shrunk_TR, backend=backend)
-    sgmv_expand(shrunk_TR, pool.pool_PE, work, site=0, out_TO=out_TO, backend=backend)
-    return out_TO
+BACKENDS = ["reference", "tiles", "cpu"]
 
 
 def cut(lens: list[int], slots: list[int]) -> list[Segment]:
@@ -62,24 +45,43 @@ def test_equals_dense_mathematics(case: str, widths: tuple[int, int], backend: s
         pool.random(segments[-1].end, widths[0]),
         pool.random(segments[-1].end, widths[1]),
     )
-    out = run(pool, segments, hidden, base, backend)
+    out = run_lora(pool, segments, hidden, base, make_backend(backend, pool))
     assert_close(out, pool.dense_output(hidden, base, segments))
     if any(segment.slot >= 0 for segment in segments):
         assert (out - base).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("reference", torch.bfloat16), ("tiles", torch.bfloat16), ("cpu", torch.float16)],
+    ids=str,
+)
 def test_low_precision_rounds_once(backend: str, dtype: torch.dtype) -> None:
     """Sums are made in fp32: the result is the exact one, rounded to the model's dtype."""
     pool = LoraPool(RANKS, dtype=dtype)
     segments = cut(*CASES["T63-mixed-ranks"])
     hidden, base = pool.random(63, 128), pool.random(63, 96)
-    out = run(pool, segments, hidden, base, backend)
+    out = run_lora(pool, segments, hidden, base, make_backend(backend, pool))
     exact = pool.dense_output(hidden, base, segments)
     # Half a unit in the last place of the result is what one rounding may cost.
     allowed = exact.abs() * torch.finfo(dtype).eps * 0.51 + 1e-6
     assert ((out.double() - exact).abs() <= allowed).all()
+
+
+def test_bf16_is_no_further_away_than_peft() -> None:
+    """The workspace keeps what A gives in bf16: that must cost no more than PEFT's own bf16."""
+    pool = LoraPool(RANKS, dtype=torch.bfloat16)
+    segments = cut(*CASES["T63-mixed-ranks"])
+    hidden, base = pool.random(63, 128), pool.random(63, 96)
+    ours = run_lora(pool, segments, hidden, base, make_backend("cpu", pool))
+    theirs = base.clone()
+    for segment in segments:
+        a_RI, b_RO, scale = pool.dense[segment.slot]
+        rows = slice(segment.start, segment.end)
+        theirs[rows] += hidden[rows] @ a_RI.T @ b_RO * scale
+    exact = pool.dense_output(hidden, base, segments)
+    error, allowed = ((x.double() - exact).square().mean().sqrt() for x in (ours, theirs))
+    assert 0 < error <= allowed
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -88,7 +90,7 @@ def test_rows_without_adapter_keep_every_bit(backend: str) -> None:
     pool = LoraPool(RANKS)
     segments = [Segment(2, 5, 1), Segment(5, 6, -1), Segment(8, 9, 7)]
     hidden, base = pool.random(12, 128), pool.random(12, 96)
-    out = run(pool, segments, hidden, base, backend)
+    out = run_lora(pool, segments, hidden, base, make_backend(backend, pool))
     untouched = [0, 1, 5, 6, 7, 9, 10, 11]
     assert torch.equal(out[untouched], base[untouched])
     assert not torch.equal(out[[2, 8]], base[[2, 8]])
@@ -97,47 +99,60 @@ def test_rows_without_adapter_keep_every_bit(backend: str) -> None:
 def test_a_row_alone_equals_the_same_row_in_a_mixed_batch() -> None:
     """A request's numbers must not depend on who shares the batch (anchor 27)."""
     pool = LoraPool(RANKS)
-    segments = cut([1] * 8, list(range(8)))
+    segments, backend = cut([1] * 8, list(range(8))), make_backend("cpu", pool)
     hidden, base = pool.random(8, 128), pool.random(8, 96)
-    together = run(pool, segments, hidden, base, "cpu")
+    together = run_lora(pool, segments, hidden, base, backend)
     for i in range(8):
-        alone = run(pool, [Segment(0, 1, i)], hidden[i : i + 1], base[i : i + 1], "cpu")
+        row = slice(i, i + 1)
+        alone = run_lora(pool, [Segment(0, 1, i)], hidden[row], base[row], backend)
         assert_close(alone[0], together[i])
 
 
-def test_a_slot_that_lacks_the_site_is_left_alone() -> None:
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_slot_that_lacks_the_site_is_left_alone(name: str) -> None:
     """Adapters with a subset of modules work: the other sites are the base's (anchor 31)."""
     pool = LoraPool([8])
     work = LoraWork(pool.table, [Segment(0, 3, 0)])
     base = pool.random(3, 96)
-    out, shrunk = base.clone(), torch.zeros(3, 8)
-    backend = choose_backend("cpu")
-    sgmv_shrink(pool.random(3, 128), pool.pool_PE, work, site=1, out_TR=shrunk, backend=backend)
-    sgmv_expand(shrunk, pool.pool_PE, work, site=1, out_TO=out, backend=backend)
+    out, backend = base.clone(), make_backend(name, pool)
+    add_lora(pool.random(3, 128), pool.pool_PE, work, sites=(1,), outs_TO=(out,), backend=backend)
     assert torch.equal(out, base)
-    assert torch.equal(shrunk, torch.zeros(3, 8))
 
 
-def test_zeroed_pages_and_new_tenants_show_at_once() -> None:
-    """The serving path keeps views, never copies: it reads what the pages hold now."""
+@pytest.mark.parametrize("name", BACKENDS)
+def test_sites_that_share_an_input_are_added_in_one_call(name: str) -> None:
+    """Siblings (q, k, v) get each its own product, also where only one adapter has them all."""
+    pool = LoraPool([8, 24])
+    tiles = [pool.table.factors(slot)[0] for slot in (0, 1)]
+    pool.table.attach(0, {0: tiles[0], 1: tiles[1]})
+    segments, backend = cut([3, 2], [0, 1]), make_backend(name, pool)
+    hidden, base = pool.random(5, 128), pool.random(5, 96)
+    outs = (base.clone(), base.clone())
+    work = LoraWork(pool.table, segments)
+    add_lora(hidden, pool.pool_PE, work, sites=(0, 1), outs_TO=outs, backend=backend)
+    assert_close(outs[0], pool.dense_output(hidden, base, segments))
+    assert_close(outs[1], pool.dense_output(hidden, base, [Segment(0, 3, 1)]))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_zeroed_pages_and_new_tenants_show(name: str) -> None:
+    """Another adapter in a slot shows at once, and what was written into the pages of an
+    attached one after `forget`: nothing is kept that pages do not hold."""
     pool = LoraPool([8, 24])
     hidden, base = pool.random(3, 128), pool.random(3, 96)
-    backend = choose_backend("cpu")
+    backend = make_backend(name, pool)
 
     def out_of_slot_0() -> torch.Tensor:
-        work = LoraWork(pool.table, [Segment(0, 3, 0)])
-        shrunk, out = torch.zeros(3, 24), base.clone()
-        sgmv_shrink(hidden, pool.pool_PE, work, site=0, out_TR=shrunk, backend=backend)
-        sgmv_expand(shrunk, pool.pool_PE, work, site=0, out_TO=out, backend=backend)
-        return out
+        return run_lora(pool, [Segment(0, 3, 0)], hidden, base, backend)
 
     assert not torch.equal(out_of_slot_0(), base)
-    # The slot is given to another adapter: views of the old one must not be found again.
+    # The slot is given to another adapter: what is known of the old one must not be found again.
     tiles = pool.table.factors(1)
     pool.table.detach(0)
     pool.table.attach(0, tiles)
     assert_close(out_of_slot_0(), pool.dense_output(hidden, base, [Segment(0, 3, 1)]))
     pool.pool_PE.zero_()
+    backend.forget()
     assert torch.equal(out_of_slot_0(), base)
 
 
@@ -147,19 +162,16 @@ def test_adjoining_tiles_are_read_as_one() -> None:
     # A of rank 40: two adjoining blocks, then a gap; B: all three adjoin.
     tiles = FactorTiles(40, 1.5, torch.tensor([0, 512, 2048]), torch.tensor([2560, 3072, 3584]))
     table.attach(0, {0: tiles})
+    workspace = Workspace({0: table.sites[0]}, num_rows=40, dtype=torch.float32)
     pool_PE = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
     hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     outs = []
     for name in BACKENDS:
-        work, shrunk, out = (
-            LoraWork(table, [Segment(0, 5, 0)]),
-            torch.zeros(5, 40),
-            torch.zeros(5, 32),
-        )
-        backend = choose_backend(name)
-        sgmv_shrink(hidden, pool_PE, work, site=0, out_TR=shrunk, backend=backend)
-        sgmv_expand(shrunk, pool_PE, work, site=0, out_TO=out, backend=backend)
+        work, out = LoraWork(table, [Segment(0, 5, 0)]), torch.zeros(5, 32)
+        backend = choose_backend(name, workspace=workspace)
+        add_lora(hidden, pool_PE, work, sites=(0,), outs_TO=(out,), backend=backend)
         outs.append(out)
+    torch.testing.assert_close(outs[0], outs[2], rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-3)
 
 
@@ -167,23 +179,23 @@ def test_wrong_arguments_are_refused_by_name() -> None:
     """A wrong stride, width or dtype would be wrong numbers without a word."""
     pool = LoraPool([8])
     work = LoraWork(pool.table, [Segment(0, 3, 0)])
-    good, backend = pool.random(3, 128), choose_backend("cpu")
+    good, backend = pool.random(3, 128), make_backend("cpu", pool)
 
-    def shrink(hidden: torch.Tensor, out: torch.Tensor) -> None:
-        sgmv_shrink(hidden, pool.pool_PE, work, site=0, out_TR=out, backend=backend)
+    def add(hidden: torch.Tensor, out: torch.Tensor) -> None:
+        add_lora(hidden, pool.pool_PE, work, sites=(0,), outs_TO=(out,), backend=backend)
 
-    with pytest.raises(ValueError, match="contiguous"):
-        shrink(pool.random(128, 3).T, torch.zeros(3, 8))
-    with pytest.raises(ValueError, match="width 128"):
-        shrink(pool.random(3, 127), torch.zeros(3, 8))
-    with pytest.raises(ValueError, match="rows"):
-        shrink(pool.random(2, 128), torch.zeros(3, 8))
-    with pytest.raises(ValueError, match="largest rank, 8"):
-        shrink(good, torch.zeros(3, 7))
+    with pytest.raises(ValueError, match=r"hidden_TI .* contiguous"):
+        add(pool.random(128, 3).T, pool.random(3, 96))
+    with pytest.raises(ValueError, match=r"hidden_TI .* width 128"):
+        add(pool.random(3, 127), pool.random(3, 96))
+    with pytest.raises(ValueError, match="out_TO has 2 rows"):
+        add(good, pool.random(2, 96))
+    with pytest.raises(ValueError, match=r"out_TO .* width 96"):
+        add(good, pool.random(3, 95))
     with pytest.raises(ValueError, match="must agree"):
-        shrink(good.double(), torch.zeros(3, 8))
-    with pytest.raises(ValueError, match="float32"):
-        shrink(good, torch.zeros(3, 8, dtype=torch.float64))
+        add(good.double(), pool.random(3, 96))
+    with pytest.raises(ValueError, match="must be cpu, tiles or reference"):
+        choose_backend("gpu")
 
 
 def test_a_table_refuses_tiles_that_cannot_be() -> None:

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from lorry.proto import lorry_pb2 as pb
 from lorry.proto import lorry_pb2_grpc as pb_grpc
 from lorry.server.errors import DeadlineExceeded, Overloaded
+from lorry.server.rpc.link import Outlook
 from lorry.server.scheduling.records import RowTimings
 from lorry.server.seam import Cancel, Finish, Progress, Reject, Submit
 from lorry.tests.rpc_builders import (
@@ -100,7 +101,7 @@ def test_defaults_and_given_fields_reach_the_engine():
         assert plain.adapter == make_card("upper")
         assert plain.max_new_tokens == 64 - 3  # what the context has room for
         assert plain.stop_ids == {EOS_ID}
-        assert (plain.ttft_s, plain.tpot_s, plain.temperature) == (2.0, 0.2, 0.0)
+        assert (plain.ttft_s, plain.tpot_s, plain.sampling.temperature) == (2.0, 0.2, 0.0)
         assert 0 < plain.timeout_s < 2 * PATIENCE_S  # gRPC rounds it up
         _, final = await generate(
             service,
@@ -114,7 +115,11 @@ def test_defaults_and_given_fields_reach_the_engine():
         given = await service.engine.heard(Submit)
         assert given.prompt_ids == (5, 6)
         assert given.adapter is None
-        assert (given.seed, given.temperature, given.max_new_tokens) == (0, 0.5, 1)
+        assert (given.sampling.seed, given.sampling.temperature, given.max_new_tokens) == (
+            0,
+            0.5,
+            1,
+        )
         assert given.stop_ids == {7}
         assert (given.ttft_s, given.tpot_s) == (3, 4)
         assert final.seed == 0
@@ -128,7 +133,7 @@ def test_a_drawn_seed_is_told():
 
     async def body(service: Service) -> None:
         _, final = await generate(service, text="a", adapter="upper")
-        assert final.seed == (await service.engine.heard(Submit)).seed
+        assert final.seed == (await service.engine.heard(Submit)).sampling.seed
         assert final.adapter_version == 1
         _, other = await generate(service, text="a")
         assert other.seed != final.seed
@@ -239,7 +244,7 @@ def test_a_dead_engine_ends_its_streams_and_the_next_serves():
         submit = await service.engine.heard(Submit)
         service.engine.say(Progress(submit.request_id, (70,)))
         await call.read()
-        service.front.engine.expect_back(3.0)
+        service.front.engine.outlook = lambda: Outlook(3.0, "exit code -9")
         service.engine.die()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()

@@ -13,7 +13,7 @@ import pytest
 from lorry.adapters.errors import AdapterLoadFailed, AdapterRefused
 from lorry.proto import lorry_pb2 as pb
 from lorry.proto import lorry_pb2_grpc as pb_grpc
-from lorry.server.rpc.generation import SHORT_TEXT_CHARS
+from lorry.server.rpc.prompt import SHORT_TEXT_CHARS
 from lorry.server.seam import Reject, Submit
 from lorry.server.store_messages import GetCard, Unproven
 from lorry.tests.rpc_builders import (
@@ -53,6 +53,7 @@ class Watched:
         self._text = service.front.require_text()
         self.max_token_bytes = self._text.max_token_bytes
         self.stream = self._text.stream
+        self.token_bytes = self._text.token_bytes
         self.threads: list[threading.Thread] = []
 
     def encode(self, text: str) -> Any:
@@ -78,6 +79,27 @@ def test_a_text_that_could_never_fit_is_refused_before_it_is_encoded():
         assert text.threads == []
         code, said = await refusal(generate(service, text="x" * (limit - 1)))
         assert f"{limit} tokens" in said, "short enough to be counted, <bos> included"
+
+    run(body)
+
+
+def test_what_is_wrong_besides_the_prompt_is_refused_before_it_is_encoded():
+    """Broken: a request that is refused anyway costs as much as one that is answered."""
+
+    async def body(service: Service) -> None:
+        text: Any = Watched(service)
+        service.front.text = text
+        for wrong in (
+            {"n": 10_000},
+            {"max_new_tokens": 64},
+            {"stop": [""]},
+            {"sampling": pb.Sampling(temperature=-1.0)},
+            {"stop_token_ids": [999_999]},
+            {"slo": pb.Slo(ttft_s=-1.0)},
+        ):
+            code, _ = await refusal(generate(service, text="abc", **wrong))
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert text.threads == []
 
     run(body)
 

@@ -12,6 +12,7 @@ from lorry.adapters.key import AdapterCard, AdapterKey
 from lorry.server.rpc.registry import AdapterRegistry
 from lorry.server.rpc.store_client import StoreClient
 from lorry.server.store_messages import Stored
+from lorry.tests.access_builders import make_card_of
 from lorry.tests.rpc_builders import make_card
 
 
@@ -101,6 +102,26 @@ def test_no_card_is_handed_out_after_the_engine_was_told_to_forget_it():
             await asyncio.gather(*asking)
             assert desk.forgotten == [old.key]
         assert 0 < retried < 8
+
+    run(body)
+
+
+def test_two_tenants_who_ask_for_one_name_at_once_get_two_answers():
+    """Broken: whoever asks second is given the first one's adapter, being of the same name."""
+
+    async def body() -> None:
+        desk = Desk()
+        tenants = ("acme", "rival", "acme")
+        asking = [asyncio.create_task(desk.registry.resolve(t, "upper")) for t in tenants]
+        await turns(3)
+        assert len(desk.store.cards) == 2
+        for future, tenant in zip(desk.store.cards, ("acme", "rival"), strict=True):
+            future.set_result(make_card_of(tenant, "upper"))
+        cards = await asyncio.gather(*asking)
+        assert [card.key.tenant for card in cards] == list(tenants)
+        for tenant in tenants:  # and again from memory
+            assert (await desk.registry.resolve(tenant, "upper")).key.tenant == tenant
+        assert len(desk.store.cards) == 2
 
     run(body)
 

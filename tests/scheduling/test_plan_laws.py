@@ -26,6 +26,7 @@ def make_world(seed: int, *, num_requests: int, num_pages: int = 24) -> World:
         max_step_tokens=rng.choice([1, 3, 8, 32]),
         max_bypass_s=rng.choice([0.0, 3.0, 40.0]),
         max_loads=rng.choice([1, 2, 4]),
+        max_prompt_logits=rng.choice([1, 5, 256]),
     )
     return World(
         SchedulerState(max_running, num_requests),
@@ -50,6 +51,7 @@ def random_requests(seed: int, count: int, num_pages: int) -> list[Request]:
             adapter_id=max(adapter_id, -1),
             adapter_pages=sizes[adapter_id] if adapter_id >= 0 else 0,
             arrival_s=0.0,
+            prompt_logprobs=rng.choice([-1, -1, 0]),
         )
         if never_fits(request, num_pages, 4, 10_000) is None:
             made.append(request)
@@ -77,6 +79,10 @@ def test_everyone_is_served(seed):
     world = live(seed)
     assert len(world.endings) == 24
     assert set(world.endings.values()) == {Ending.LENGTH}
+    for request in world.asked.values():
+        wants = request.sampling.prompt_logprobs >= 0
+        places = list(range(len(request.prompt_ids) - 1)) if wants else []
+        assert world.told[request.request_id] == places, "each place of its prompt once, in order"
     assert world.pool.num_free == world.num_pages - sum(
         seen.num_pages for seen in world.adapters.values()
     )
@@ -179,7 +185,9 @@ def missing_pages(world: World, row: int) -> int:
     return needed - (world.num_pages - loading - own - held)
 
 
-def stream(world: World, large: Request, *, max_steps: int) -> list[float]:
+def stream(
+    world: World, large: Request, *, max_steps: int, prompt_logprobs: int = -1
+) -> list[float]:
     """A large request among an endless stream of small ones: when others passed it.
 
     Not counted: passing it while its adapter is on its way, which is no misfit.
@@ -193,7 +201,14 @@ def stream(world: World, large: Request, *, max_steps: int) -> list[float]:
         if world.state.can_add():
             # Of different lengths, so that they do not all end in the same step.
             max_new = 12 + number * 5 % 17
-            world.submit(make_request(2 + number, max_new=max_new, arrival_s=world.now_s))
+            world.submit(
+                make_request(
+                    2 + number,
+                    max_new=max_new,
+                    arrival_s=world.now_s,
+                    prompt_logprobs=prompt_logprobs,
+                )
+            )
         waiting = set(world.state.line.rows().tolist())
         now_s = world.now_s
         newcomers = [run.row for run in world.step().runs if run.row in waiting]
@@ -225,3 +240,36 @@ def test_without_the_barred_door_a_misfit_starves(kind):
     world = World(SchedulerState(8, 64), make_limits(max_bypass_s=1e9))
     with pytest.raises(AssertionError, match="overtaken for ever"):
         stream(world, LARGE[kind], max_steps=400)
+
+
+@pytest.mark.parametrize("prompt_logprobs", [-1, 0])
+def test_a_misfit_whose_prompt_is_told_does_not_starve(prompt_logprobs):
+    """Waiting for logits bars no door: a row that lacks room as well would be passed for ever,
+    even by those who take the logits it waits for."""
+    limits = make_limits(max_bypass_s=15.0, max_prompt_logits=3)
+    world = World(SchedulerState(8, 64), limits)
+    large = make_request(1, num_prompt=80, max_new=8, prompt_logprobs=0)
+    passed_s = stream(world, large, max_steps=400, prompt_logprobs=prompt_logprobs)
+    assert passed_s, "smaller ones pass while it does not fit"
+    assert max(passed_s) - min(passed_s) <= 15.0 + (prompt_logprobs == 0)
+
+
+@pytest.mark.parametrize(("count", "num_prompt"), [(20, 40), (150, 4)])
+def test_prompts_that_are_told_hold_up_nobody_else(count, num_prompt):
+    """More log-probabilities of prompts than steps have room for: those who wait for them would
+    close an idle server to everyone else, or wait while nobody uses them."""
+    limits = make_limits(max_running=16, max_prompt_logits=4)
+    world = World(SchedulerState(16, 256), limits, num_pages=1000)
+    for number in range(count):
+        world.submit(make_request(number, num_prompt=num_prompt, prompt_logprobs=0))
+    to_tell, told, served = count * (num_prompt - 1), 0, 0
+    while told < to_tell:
+        world.submit(make_request(count + served, arrival_s=world.now_s))
+        world.step()
+        served += 1
+        before, told = told, sum(map(len, world.told.values()))
+        assert told == min(before + 4, to_tell), "the logits of a step"
+        late = range(count, count + served - 8)
+        assert world.endings.keys() >= set(late), "four tokens take four steps"
+    world.run(16)
+    assert [number for number in world.endings if number < count] == list(range(count))

@@ -236,7 +236,8 @@ def test_list_show_and_delete(server: FakeServer, capsys: Captured) -> None:
     listed = json.loads(capsys.readouterr().out)["adapters"]
     assert [adapter["name"] for adapter in listed] == ["a1", "a2", "a3"]
     assert main(["adapter", "list"]) == 0
-    assert "b2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "b2" in out and "rounding" in out and "2.5e-04" in out
     assert main(["adapter", "show", "a1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["max_rank"] == 8
     assert main(["adapter", "show", "a1"]) == 0
@@ -260,7 +261,21 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
         ModelConfig("m", "cuda:1", "bfloat16", 101, 3),
         MemoryConfig(512 << 20, 3 * GIB // 2, 17),
         SchedulingConfig(5, 6, 77, 8.5, 9.5, 0.125, 11),
-        ServiceConfig("0.0.0.0", 1234, Path("s"), 12.5, 13, True, 4096),
+        ServiceConfig(
+            "0.0.0.0",
+            1234,
+            Path("s"),
+            12.5,
+            13,
+            True,
+            4096,
+            tokens=Path("t"),
+            tls_cert=Path("c"),
+            tls_key=Path("k"),
+            tls_client_ca=Path("ca"),
+            behind_tls=True,
+            metrics_host="::",
+        ),
         debug=True,
     )
     flags = (
@@ -268,7 +283,8 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
         "--pool-bytes 512MiB --host-bytes 1.5GiB --max-rank 17 --max-running 5 --max-waiting 6 "
         "--max-step-tokens 77 --max-bypass 8.5 --ttft 9.5 --tpot 0.125 --max-new-tokens 11 "
         "--host 0.0.0.0 --port 1234 --store s --drain 12.5 --metrics-port 13 --allow-remote "
-        "--max-upload-bytes 4096 --debug"
+        "--max-upload-bytes 4096 --tokens t --tls-cert c --tls-key k --tls-client-ca ca "
+        "--behind-tls --metrics-host :: --debug"
     )
     seen: list[ServerConfig] = []
     status = main(["serve", *flags.split()], run_server=lambda config: seen.append(config) or 0)

@@ -30,6 +30,7 @@ from lorry.server.memory.link_records import (
     LoadFailed,
     LoadOrder,
 )
+from lorry.server.scheduling.sampling import SamplingParams
 from lorry.tests.execution_builders import Bench, make_bench, random_peft, tiny_llama
 from lorry.tests.fakes import (
     FakeHostTier,
@@ -97,7 +98,9 @@ def step_row(
     slot: int = -1,
     sample: bool = True,
 ) -> StepRow:
-    return StepRow(row, token_ids, len(token_ids) or 1, start, pages, slot, sample, 0.0, 0)
+    return StepRow(
+        row, token_ids, len(token_ids) or 1, start, pages, slot, sample, SamplingParams()
+    )
 
 
 def answer(desk: RunnerDesk, *, row: int = 0, slot: int = -1, count: int = 8) -> list[int]:

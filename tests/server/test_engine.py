@@ -210,13 +210,14 @@ def test_a_paused_row_meets_its_deadline():
 def test_stats_say_who_owns_every_page():
     """A picture of the pool that does not add up."""
     bench = make_bench()
-    bench.tell(submit(1, make_card("x"), max_new_tokens=50))
+    bench.tell(submit(1, make_card("x"), max_new_tokens=50, tenant="acme"))
     bench.step(4)
     bench.tell(AskStats(7, pages=True))
     bench.step()
     stats = bench.stats[0]
     assert sum(run.count for run in stats.page_runs) == stats.pages_total == 32
-    assert {(run.kind, run.owner) for run in stats.page_runs} >= {("adapter", "x"), ("kv", "1")}
+    owners = {(run.kind, run.owner, run.tenant) for run in stats.page_runs}
+    assert owners >= {("adapter", "x", "default"), ("kv", "1", "acme")}
     assert stats.pages_adapter == 2 and stats.residents[0].num_users == 1
 
 

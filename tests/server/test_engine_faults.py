@@ -27,13 +27,15 @@ class LoudRunner(FakeRunner):
     """Of an adapter's row it has no finite logits once five tokens are known."""
 
     def run(self, rows: Sequence[StepRow]) -> StepResult:
-        tokens = super().run(rows).tokens
+        found = super().run(rows)
+        tokens = found.tokens
         loud = tuple(
             row.row
             for row in rows
             if row.sample and row.adapter_slot >= 0 and row.start + row.num_tokens == 5
         )
-        return StepResult({row: tokens[row] for row in tokens if row not in loud}, loud)
+        told = tuple(one for one in found.told if one.row not in loud)
+        return StepResult({row: tokens[row] for row in tokens if row not in loud}, loud, told=told)
 
 
 def test_an_adapter_that_cannot_be_attached_fails_alone():

@@ -6,6 +6,7 @@ is time for. A failure is repeated by `python -P -m lorry.bench.fuzz --seed N --
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from lorry.bench.fuzz import Outcome, run_seeds
 from lorry.bench.fuzz_episode import run_episode
 from lorry.bench.fuzz_records import Setting
 from lorry.bench.fuzz_world import BASE, FuzzWorld, Question, WrongToken
+from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +49,11 @@ def test_the_lives_were_hard(lives: Outcome):
     """Episodes in which nothing was scarce, and nobody left, would pass with any engine."""
     totals = lives.totals
     assert totals.tokens > 4000 and totals.sampled_tokens > 800
+    assert totals.historic_preemptions > 1
     assert totals.preemptions > 3 and totals.evictions > 40 and totals.chunks > 500
     assert min(totals.cancels, totals.forgets, totals.stops, totals.expired) > 10
+    assert totals.halts > 5 and totals.filtered_tokens > 1500
+    assert totals.told_tokens > 1500 and totals.told_places > 1500
     assert totals.load_failures > 2
 
 
@@ -62,7 +67,7 @@ def test_a_seed_repeats_its_life(world: FuzzWorld):
 @pytest.mark.parametrize("content", [BASE, "r8-rslora"])
 def test_the_judge_sees_a_wrong_token(world: FuzzWorld, content: str, temperature: float):
     """A judge that lets everything pass: every token but one of a place must be refused."""
-    question = Question(content, 3, temperature, seed=5)
+    question = Question(content, 3, SamplingParams(temperature=temperature, seed=5))
     passed = 0
     for token in range(20):
         try:
@@ -71,3 +76,23 @@ def test_the_judge_sees_a_wrong_token(world: FuzzWorld, content: str, temperatur
             continue
         passed += 1
     assert passed <= 1
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_the_judge_sees_a_wrong_log_probability(world: FuzzWorld, place: int):
+    """A judge of log-probabilities that lets everything pass, or looks at one end only."""
+    question = Question("r8-rslora", 2, SamplingParams(logprobs=0, prompt_logprobs=0))
+    prompt, answer = world.prompts[2], [3, 1, 4, 1, 5]
+    logprobs_TV = world._logits(question, answer).log_softmax(-1).tolist()
+    known = [*prompt, *answer]
+    told = [
+        TokenLogprobs(known[i + 1], logprobs_TV[i][known[i + 1]]) for i in range(len(known) - 1)
+    ]
+    of_prompt, of_answer = told[: len(prompt) - 1], told[len(prompt) - 1 :]
+    world.judge_told(question, answer, of_answer, of_prompt)
+    for records in (of_prompt, of_answer):
+        right = records[place]
+        records[place] = dataclasses.replace(right, logprob=right.logprob - 0.01)
+        with pytest.raises(WrongToken, match="0"):
+            world.judge_told(question, answer, of_answer, of_prompt)
+        records[place] = right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -73,12 +74,24 @@ def _with(
     return lambda: make_files(tensors=make_tensors() | {name: torch.ones(*shape, dtype=dtype)})
 
 
+def _torch_saved() -> bytes:
+    data = io.BytesIO()
+    torch.save(make_tensors(), data)
+    return data.getvalue()
+
+
+_LONG = "x" * 1025
 _ENTRY = f'"{A0}":{{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
 _DEEP = b"[" * 100_000
 
 ATTACKS = [
     Attack("file: empty header", "weights", "8", _raw(b"\1\0\0")),
-    Attack("file: pickle under the name", "weights", "header", _raw(pickle.dumps({"a": 1}))),
+    Attack("file: pickle under the name", "weights", "pickle", _raw(pickle.dumps({"a": 1}))),
+    Attack("file: torch.save", "weights", r"zip archive.*adapter_model\.bin", _raw(_torch_saved())),
+    Attack("file: a GGUF", "weights", "GGUF", _raw(b"GGUF\3\0\0\0" + bytes(64))),
+    Attack(
+        "file: an LFS pointer", "weights", "LFS", _raw(b"version https://git-lfs.github.com/spec")
+    ),
     Attack("header: larger than its cap", "weights", "at most", _raw(b"\xff" * 16)),
     Attack(
         "header: larger than the file",
@@ -135,6 +148,7 @@ ATTACKS = [
     Attack("shape: A and B of two ranks", B0, r"\[64, 5\].*\[64, 4\]", _with(B0, 64, 5)),
     Attack("dtype: integers", A0, "I64", _with(A0, 4, 64, dtype=torch.int64)),
     Attack("dtype: doubles", A0, "F64", _with(A0, 4, 64, dtype=torch.float64)),
+    Attack("entry: a name without end", _LONG[:256], "1025 characters", _with(_LONG, 1, 1)),
     Attack("entry: another key", A0, "exactly", _header(extra=1)),
     Attack("tensors: A without B", B0, "missing", _without(B0)),
     Attack("tensors: B without A", A0, "missing", _without(A0)),
@@ -144,6 +158,12 @@ ATTACKS = [
         f"{Q0[:-6]}k_proj.lora_A.weight",
         "no module",
         _with(f"{Q0[:-6]}k_proj.lora_A.weight", 4, 64),
+    ),
+    Attack(
+        "tensors: far more than the config names",
+        "weights",
+        "17 LoRA tensors.*4 modules.* 8 of",
+        lambda: make_files(tensors={f"x{i}.lora_A.weight": torch.ones(1, 1) for i in range(17)}),
     ),
     Attack(
         "tensors: DoRA's magnitude",
@@ -161,8 +181,8 @@ ATTACKS = [
     ),
     Attack(
         "tensors: one in both spellings",
-        A0,
-        "also there",
+        f"{Q0}.lora_A.default.weight",
+        "takes its place",
         _with(f"{Q0}.lora_A.default.weight", 4, 64),
     ),
     Attack("values: NaN", A0, "1 values", _value(A0, float("nan"))),

@@ -1,0 +1,1 @@
+"""Proofs too long for `make test`: what Lorry answers against what PEFT answers."""

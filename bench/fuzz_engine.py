@@ -1,0 +1,105 @@
+"""The real engine of an episode, with a clock and a watch of the fuzzer's own.
+
+Owns how the rooms are joined for one life: the runner over the shared model, its limits drawn
+with the setting. Knows no requests. Used by fuzz_episode.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..adapters.host_tier import HostTier
+from ..adapters.image import ImageLayout
+from ..server.engine import Engine, EngineParts
+from ..server.execution.batch import StepCapacity, StepResult, StepRow
+from ..server.execution.runner import Runner
+from ..server.intake import Gate
+from ..server.memory.pool import Pool
+from ..server.memory.residency import Residency
+from ..server.scheduling.records import StepLimits
+from ..server.scheduling.state import SchedulerState
+from ..server.seam_ends import LocalEnd
+from .fuzz_link import PacedLink
+from .fuzz_records import Setting
+from .fuzz_world import MAX_RANK, FuzzWorld
+
+
+class StepClock:
+    """Moves by one step's length when the episode says so."""
+
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+
+class WatchedRunner:
+    """The runner, and a count of the runs that leave known tokens for a later step."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.num_chunks = 0
+
+    def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
+        self._runner.attach(slot, layout, pages)
+
+    def detach(self, slot: int) -> None:
+        self._runner.detach(slot)
+
+    def run(self, rows: Sequence[StepRow]) -> StepResult:
+        self.num_chunks += sum(not row.sample for row in rows)
+        return self._runner.run(rows)
+
+    def poison(self, pages: Sequence[int]) -> None:
+        self._runner.poison(pages)
+
+
+def make_runner(world: FuzzWorld, setting: Setting) -> Runner:
+    limits = StepCapacity(
+        max_running=setting.max_running,
+        max_step_tokens=setting.max_step_tokens,
+        max_model_len=world.loaded.max_model_len,
+        max_rank=MAX_RANK,
+        max_rows=setting.max_running + setting.max_waiting,
+        max_prompt_logits=setting.max_prompt_logits,
+    )
+    return Runner(world.loaded, num_pages=setting.num_pages, limits=limits)
+
+
+def make_engine(
+    world: FuzzWorld,
+    setting: Setting,
+    *,
+    end: LocalEnd,
+    runner: WatchedRunner,
+    link: PacedLink,
+    host_tier: HostTier,
+    clock: StepClock,
+) -> Engine:
+    pool = Pool(setting.num_pages, on_free=runner.poison)
+    return Engine(
+        EngineParts(
+            end=end,
+            state=SchedulerState(setting.max_running, setting.max_waiting),
+            pool=pool,
+            residency=Residency(pool, link, max_slots=setting.max_slots),
+            link=link,
+            host_tier=host_tier,
+            runner=runner,
+            limits=StepLimits(
+                setting.max_running,
+                setting.max_step_tokens,
+                setting.max_bypass_s,
+                max_prompt_logits=setting.max_prompt_logits,
+            ),
+            gate=Gate(
+                num_pages=setting.num_pages,
+                tokens_per_page=world.loaded.geometry.tokens_per_page,
+                max_model_len=world.loaded.max_model_len,
+                max_rank=MAX_RANK,
+            ),
+            clock=clock,
+            audits=True,
+        )
+    )
