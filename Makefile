@@ -12,13 +12,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NODE := $(VENV)/.node
 IS_SUPPORTED := sys.exit(not (3, 11) <= sys.version_info < (3, 13))
-LORRY := import sys; from lorry.server.cli import main; sys.exit(main())
 HAS_CUDA := import sys, torch; sys.exit(not torch.cuda.is_available())
-# Where the project is linked when pip may not write to that Python's packages.
+# Where the project is linked on a machine on which nothing is installed.
 LINKED := build/path
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test exact soak storm check fmt readme bench gpu clean
+.PHONY: help demo test compile exact soak storm check fmt readme bench peers gpu wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +27,9 @@ demo: $(INSTALLED) ## upload the zoo's adapters, send 64 requests at once, compa
 
 test: $(INSTALLED) ## run all tests that this machine can run, on WORKERS=2 cores
 	@$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadscope --no-loadscope-reorder
+
+compile: $(INSTALLED) ## every kernel for sm_80 and sm_90: registers, shared memory, spills, load widths
+	@$(BIN)/python -P -m lorry.bench.compile --result bench/results/compile.json
 
 exact: $(INSTALLED) ## every architecture and precision, and random configs, against PEFT
 	@$(BIN)/python -P -m lorry.bench.exactness
@@ -57,25 +59,28 @@ readme: $(INSTALLED) ## fill README.md's tables and tree from the code and the r
 bench: $(INSTALLED) ## tokens per second of a 125 M Llama, beside transformers and PEFT
 	@$(BIN)/lorry bench throughput
 
+# A few hundred kilobytes of Python files, never imported by anything but `lorry bench kernels`.
+peers: $(INSTALLED) ## fetch vLLM's and SGLang's LoRA kernels for `lorry bench kernels`
+	@$(BIN)/python -P -m lorry.bench.kernels.rivals.fetch
+
 # On a CUDA machine the Python at hand holds a torch that fits its driver, and there may be no
-# network: nothing is installed but the project itself, and that only linked.
-gpu: ## the demo, a parity test and the bench on a CUDA device; elsewhere says that there is none
+# network: nothing is installed. The project is linked, and packages that are missing there come
+# from .wheels/ (make wheels). OUT: folder of gpu.json. COMMIT: of a copy that has no .git.
+gpu: ## right on this GPU, and how fast; at most 8 minutes. Without a GPU it says so
 	@if ! python3 -c '$(HAS_CUDA)' 2>/dev/null; then \
 		echo "make gpu: no GPU here (python3 has no torch that sees a CUDA device); nothing was run"; \
 		exit 0; \
 	fi; \
 	set -e; \
-	if ! python3 -m pip install --no-deps --no-build-isolation -q -e . 2>/dev/null; then \
-		echo "make gpu: python3 takes no packages; linking the project in $(LINKED)"; \
-		mkdir -p $(LINKED); \
-		ln -sfn "$(CURDIR)" $(LINKED)/lorry; \
-		export PYTHONPATH="$(CURDIR)/$(LINKED)$${PYTHONPATH:+:$$PYTHONPATH}"; \
-	fi; \
-	results="$${OUT:-build}"; \
-	mkdir -p "$$results"; \
-	python3 -c '$(LORRY)' bench demo --device cuda --result "$$results/demo-cuda.json"; \
-	python3 -m pytest -m gpu tests/execution; \
-	python3 -c '$(LORRY)' bench throughput --device cuda --result "$$results/throughput-cuda.json"
+	mkdir -p $(LINKED); \
+	ln -sfn "$(CURDIR)" $(LINKED)/lorry; \
+	export PYTHONPATH="$(CURDIR)/$(LINKED)$${PYTHONPATH:+:$$PYTHONPATH}"; \
+	carried="$$(python3 -m lorry.bench.gpu.wheels path)"; \
+	export PYTHONPATH="$$PYTHONPATH$${carried:+:$$carried}"; \
+	python3 -m lorry.bench.gpu --out "$${OUT:-build}" --commit "$(COMMIT)" $(foreach part,$(PARTS),--only $(part))
+
+wheels: $(INSTALLED) ## what a GPU machine without a network may lack, into .wheels/
+	@$(BIN)/python -m lorry.bench.gpu.wheels fetch
 
 clean: ## remove the environment, caches and built files
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,8 @@ with the setting. Knows no requests. Used by fuzz_episode.py.
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Sequence
 
 from ..adapters.host_tier import HostTier
@@ -34,18 +36,52 @@ class StepClock:
         return self.time_s
 
 
-class WatchedRunner:
-    """The runner, and a count of the runs that leave known tokens for a later step."""
+class LateFlight:
+    """A launched step that is computed when its runner says so, at the latest when waited for.
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    Whatever it uses and was given away too early is poisoned or written over by then.
+    """
+
+    def __init__(self, runner: WatchedRunner, rows: Sequence[StepRow]) -> None:
+        self._runner, self.rows = runner, rows
+        self.result: StepResult | None = None
+
+    def wait(self) -> StepResult:
+        while self.result is None:
+            self._runner.compute_oldest()
+        return self.result
+
+
+class WatchedRunner:
+    """The runner, and a count of the runs that leave known tokens for a later step.
+
+    A device computes a launched step some time before it is waited for; here `rng` says when.
+    """
+
+    def __init__(self, runner: Runner, rng: random.Random) -> None:
+        self._runner, self._rng = runner, rng
+        self._late: deque[LateFlight] = deque()  # oldest first
         self.num_chunks = 0
+        self.num_late = 0  # steps that were on their way while something else was done
 
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         self._runner.attach(slot, layout, pages)
 
     def detach(self, slot: int) -> None:
         self._runner.detach(slot)
+
+    def launch(self, rows: Sequence[StepRow]) -> LateFlight:
+        flight = LateFlight(self, rows)
+        self._late.append(flight)
+        if self._rng.random() < 0.25:
+            while self._late:
+                self.compute_oldest()
+        self.num_late += len(self._late) > 0
+        return flight
+
+    def compute_oldest(self) -> None:
+        flight = self._late.popleft()
+        flight.result = self.run(flight.rows)
 
     def run(self, rows: Sequence[StepRow]) -> StepResult:
         self.num_chunks += sum(not row.sample for row in rows)
@@ -76,6 +112,7 @@ def make_engine(
     link: PacedLink,
     host_tier: HostTier,
     clock: StepClock,
+    overlaps: bool,
 ) -> Engine:
     pool = Pool(setting.num_pages, on_free=runner.poison)
     return Engine(
@@ -101,5 +138,6 @@ def make_engine(
             ),
             clock=clock,
             audits=True,
+            overlaps=overlaps,
         )
     )

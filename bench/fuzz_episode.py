@@ -32,7 +32,7 @@ from ..server.seam_ends import LocalEnd
 from .fuzz_engine import StepClock, WatchedRunner, make_engine, make_runner
 from .fuzz_link import PacedLink
 from .fuzz_records import Setting, Totals
-from .fuzz_wishes import ToldBook, draw_sampling, has_history, is_filtered
+from .fuzz_wishes import ToldBook, draw_sampling, has_history, is_filtered, without_wishes
 from .fuzz_world import BASE, VOCAB, FuzzWorld, Question
 
 STEP_S = 0.01  # a step takes this long by the episode's clock
@@ -44,9 +44,9 @@ class Broken(Exception):
     """The engine broke a promise; says which, with the episode's seed."""
 
 
-def run_episode(world: FuzzWorld, seed: int) -> Totals:
+def run_episode(world: FuzzWorld, seed: int, *, overlaps: bool = False) -> Totals:
     """Raises Broken, WrongToken or what the engine raised; all of it is a failure of Lorry."""
-    episode = Episode(world, seed)
+    episode = Episode(world, seed, overlaps=overlaps)
     try:
         return episode.run()
     finally:
@@ -56,15 +56,17 @@ def run_episode(world: FuzzWorld, seed: int) -> Totals:
 class Episode:
     """An engine, its front end's part, and the books of what was asked and said."""
 
-    def __init__(self, world: FuzzWorld, seed: int) -> None:
+    def __init__(self, world: FuzzWorld, seed: int, *, overlaps: bool) -> None:
         self._world, self.seed = world, seed
+        # Most wishes make a step plain: in most lives of the overlapped loop nobody has them.
+        self._is_frugal = overlaps and seed % 4 != 0
         self._rng = random.Random(seed)
         self.setting = setting = Setting.draw(self._rng)
         self._clock, self._end = StepClock(), LocalEnd()
         self._runner = make_runner(world, setting)
         # Fresh pages hold NaN, and freed ones hold it again.
         self._runner.poison(range(setting.num_pages))
-        self._watched = WatchedRunner(self._runner)
+        self._watched = WatchedRunner(self._runner, random.Random(seed + 2))
         self._host_tier = HostTier(setting.host_bytes)
         self._link = PacedLink(
             self._host_tier,
@@ -81,6 +83,7 @@ class Episode:
             link=self._link,
             host_tier=self._host_tier,
             clock=self._clock,
+            overlaps=overlaps,
         )
         self._versions = 0
         self._current: dict[str, tuple[str, AdapterCard]] = {}  # name -> content, its card
@@ -136,7 +139,10 @@ class Episode:
         name = rng.choice([BASE, *NAMES, NAMES[0], NAMES[0]])
         content, card = self._current[name] if name else (BASE, None)
         prompt = rng.randrange(len(self._world.prompts))
-        question = Question(content, prompt, draw_sampling(rng))
+        sampling = draw_sampling(rng)
+        question = Question(
+            content, prompt, without_wishes(sampling) if self._is_frugal else sampling
+        )
         self._questions[request_id] = question
         self._submits[request_id] = submit = Submit(
             request_id,
@@ -296,6 +302,7 @@ class Episode:
             load_failures=self._link.num_broken,
             forgets=len(self._forgotten) - len(NAMES),
             chunks=self._watched.num_chunks,
+            late=self._watched.num_late,
             preemptions=counters.preemptions,
             historic_preemptions=sum(
                 end.timings.num_preemptions

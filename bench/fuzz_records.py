@@ -31,6 +31,7 @@ class Totals:
     load_failures: int = 0
     forgets: int = 0
     chunks: int = 0  # runs that end before the last known token
+    late: int = 0  # launched steps computed while, or after, the engine went on
     preemptions: int = 0
     historic_preemptions: int = 0  # of requests with penalties or a prompt that is told
     evictions: int = 0

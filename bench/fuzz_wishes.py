@@ -40,6 +40,18 @@ def draw_sampling(rng: random.Random) -> SamplingParams:
     )
 
 
+def without_wishes(sampling: SamplingParams) -> SamplingParams:
+    """The same but for what makes the engine look at token values."""
+    return replace(
+        sampling,
+        repetition_penalty=1.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        logprobs=-1,
+        prompt_logprobs=-1,
+    )
+
+
 def is_filtered(sampling: SamplingParams) -> bool:
     """Whether it asks for more than a temperature."""
     plain = SamplingParams(temperature=sampling.temperature, seed=sampling.seed)

@@ -40,6 +40,11 @@ def describe_machine() -> Machine:
     )
 
 
+def driver_version() -> str:
+    """Of the GPU, empty without one."""
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():

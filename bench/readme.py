@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .readme_access import render_access
+from .readme_gpu import render_gpu
 from .readme_models import render_models, render_refused_models
 from .readme_results import render_overhead, render_throughput
 from .readme_tables import (
@@ -41,6 +42,7 @@ RENDERERS: Renderers = {
     "zoo": render_zoo,
     "throughput": render_throughput,
     "overhead": render_overhead,
+    "gpu": render_gpu,
     "status": render_status,
     "metrics": render_metrics,
     "access": render_access,

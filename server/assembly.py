@@ -9,37 +9,38 @@ from __future__ import annotations
 from .execution.batch import StepRow
 from .memory.pool import Pool
 from .memory.residency import Residency
-from .scheduling.commit import tells
-from .scheduling.records import BASE_ID, PlannedRun, StepPlan
+from .scheduling.commit import Awaited
+from .scheduling.records import BASE_ID, NO_PLACES, PlannedRun, StepPlan
 from .scheduling.state import SchedulerState
 
 BASE_SLOT = -1
 
 
 def step_rows(
-    plan: StepPlan, state: SchedulerState, pool: Pool, residency: Residency
+    plan: StepPlan, awaited: Awaited, state: SchedulerState, pool: Pool, residency: Residency
 ) -> list[StepRow]:
     """In the plan's order: rows of one adapter side by side, the base's first."""
-    return [_step_row(run, state, pool, residency) for run in plan.runs]
+    return [_step_row(run, awaited, state, pool, residency) for run in plan.runs]
 
 
-def _step_row(run: PlannedRun, state: SchedulerState, pool: Pool, residency: Residency) -> StepRow:
+def _step_row(
+    run: PlannedRun, awaited: Awaited, state: SchedulerState, pool: Pool, residency: Residency
+) -> StepRow:
     request = state.request(run.row)
-    known = state.known_ids[run.row]
-    end = run.start + run.num_tokens
-    sampled_last = run.num_tokens == 1 and end == len(known) > len(request.prompt_ids)
+    # The values may be behind their number: the newest token is in a step on its way.
+    known, fed_last = state.known_ids[run.row], run.row in awaited.decoded
     adapter_id = request.adapter_id
     return StepRow(
         row=run.row,
         # The token sampled last is still on the device, after a preemption too.
-        token_ids=() if sampled_last else known[run.start : end],
+        token_ids=() if fed_last else known[run.start : run.start + run.num_tokens],
         num_tokens=run.num_tokens,
         start=run.start,
         pages=pool.kv_pages(run.row),
         adapter_slot=BASE_SLOT if adapter_id == BASE_ID else residency.slot_of(adapter_id),
-        sample=end == len(known),
+        sample=run.row in awaited.sampled,
         sampling=request.sampling,
         known_ids=known,
         num_prompt=len(request.prompt_ids),
-        tell=tells(state, run),
+        tell=awaited.told.get(run.row, NO_PLACES),
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .config import ServerConfig
 
 # Each is a module of lorry.bench with `main(argv) -> int`.
-BENCHES = ("demo", "overhead", "throughput")
+BENCHES = ("demo", "kernels", "overhead", "step", "throughput")
 
 app = typer.Typer(
     name="lorry",

@@ -44,6 +44,16 @@ def serve(
     threads: Annotated[
         int, typer.Option(help="Threads of the CPU device; 0: all cores, or 1 for a tiny model.")
     ] = MODEL.num_threads,
+    kernels: Annotated[
+        str, typer.Option(help="auto, cpu or triton; auto: triton on a GPU.")
+    ] = MODEL.kernels,
+    cuda_graphs: Annotated[
+        bool, typer.Option(help="Record decode steps on a GPU at start and replay them.")
+    ] = MODEL.cuda_graphs,
+    compile_layers: Annotated[
+        bool,
+        typer.Option("--compile-layers", help="Fuse small operations of a GPU; not measured yet."),
+    ] = MODEL.compile_layers,
     pool_bytes: Annotated[
         int, _size("Pages for KV and adapters; 0: a share of what is free.")
     ] = MEMORY.pool_bytes,
@@ -70,6 +80,13 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens of an answer, of a request that names none.")
     ] = SCHEDULING.max_new_tokens,
+    overlap: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlap/--no-overlap",
+            help="Plan a step while the last one runs; unset: on a GPU alone.",
+        ),
+    ] = SCHEDULING.overlap,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = SERVICE.host,
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0: any free one, printed at start.")
@@ -109,7 +126,16 @@ def serve(
 ) -> None:
     """Serve one base model and its adapters until SIGTERM."""
     config = ServerConfig(
-        model=ModelConfig(model, device, dtype, max_model_len, threads),
+        model=ModelConfig(
+            model,
+            device,
+            dtype,
+            max_model_len,
+            threads,
+            kernels=kernels,
+            cuda_graphs=cuda_graphs,
+            compile_layers=compile_layers,
+        ),
         memory=MemoryConfig(pool_bytes, host_bytes, max_rank),
         scheduling=SchedulingConfig(
             max_running=max_running,
@@ -119,6 +145,7 @@ def serve(
             ttft_s=ttft,
             tpot_s=tpot,
             max_new_tokens=max_new_tokens,
+            overlap=overlap,
         ),
         service=ServiceConfig(
             host=host,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
+KERNELS = ("auto", "cpu", "triton")
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_PORT = 65535
 TOKEN_VARIABLE = "LORRY_TOKEN"
@@ -30,11 +31,16 @@ class ModelConfig:
     dtype: str = "auto"  # auto: float32 on a CPU, else the checkpoint's own
     max_model_len: int = 0  # tokens of prompt and answer; 0: the model's own limit
     num_threads: int = 0  # of the CPU device; 0: all cores, or one for a model of tiny products
+    kernels: str = "auto"  # auto: cpu on a CPU, triton on a GPU; triton on a CPU is interpreted
+    cuda_graphs: bool = True  # decode steps on a GPU are recorded at start and replayed
+    compile_layers: bool = False  # norms, rotary, activation by torch's compiler; GPU, not measured
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
-    pool_bytes: int = 0  # 0: a quarter of free memory on a CPU (at most 1 GiB), 85 % on a GPU
+    pool_bytes: int = (
+        0  # 0: a quarter of free memory on a CPU (at most 1 GiB), what is left on a GPU, less 2 GiB
+    )
     host_bytes: int = 2 * GIB  # packed adapters kept in host memory
     max_rank: int = 256
 
@@ -48,6 +54,7 @@ class SchedulingConfig:
     ttft_s: float = 2.0  # bounds of a request that names none
     tpot_s: float = 0.2
     max_new_tokens: int = 256  # of a request that names none
+    overlap: bool | None = None  # plan a step while the last one runs; None: on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class ServerConfig:
                 f"--dtype is {self.model.dtype!r}; it must be auto or one of {', '.join(DTYPES)}",
                 field="--dtype",
             )
+        _check_kernels(self.model)
         _at_least("--max-bypass", self.scheduling.max_bypass_s, 0)
         _between("--port", self.service.port, 0, MAX_PORT)
         _between("--metrics-port", self.service.metrics_port, -1, MAX_PORT)
@@ -110,6 +118,27 @@ class ServerConfig:
             )
         _check_access(self.service)
         return self
+
+
+def _check_kernels(model: ModelConfig) -> None:
+    if model.kernels not in KERNELS:
+        raise ConfigError(
+            f"--kernels is {model.kernels!r}; it must be one of {', '.join(KERNELS)}",
+            field="--kernels",
+        )
+    on_cpu = model.device.partition(":")[0] == "cpu"
+    if model.kernels == "triton" and on_cpu:
+        raise ConfigError(
+            f"--kernels is {model.kernels!r} and --device is {model.device!r}: Triton needs a GPU, "
+            "and its interpreter is for tests",
+            field="--kernels",
+        )
+    if model.compile_layers and on_cpu:
+        raise ConfigError(
+            f"--compile-layers is given and --device is {model.device!r}: torch's compiler did not "
+            "pay on a CPU, where a step is its products",
+            field="--compile-layers",
+        )
 
 
 def _check_access(service: ServiceConfig) -> None:

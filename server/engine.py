@@ -1,9 +1,10 @@
 """The engine: one loop that turns commands into tokens.
 
-`step` is the whole of it: drain -> land -> plan_step -> pool.apply -> residency.apply ->
-runner.run -> commit -> publish. Owns the open requests' life from door to last word; knows no
-model's name, no policy's reasons, no gRPC and no Prometheus. Driven by engine_process.py over
-a pipe, and by tests over a queue.
+`_plain_step` is the whole of it: drain -> land -> plan_step -> pool.apply -> residency.apply ->
+runner.run -> commit -> publish. `_overlapped_step` is the same verbs with a step on its way while
+the next one is planned, and says the same. Owns the open requests' life from door to last word;
+knows no model's name, no policy's reasons, no gRPC and no Prometheus. Driven by
+engine_process.py over a pipe, and by tests over a queue.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from .assembly import step_rows
 from .clock import Clock
 from .errors import DeadlineExceeded, Draining, InternalError, Overloaded
 from .execution.batch import StepResult, StepRow
+from .execution.flight import Flight
 from .intake import Gate, as_request, refusal
 from .memory.link_records import Link
 from .memory.pool import KvOwner, Pool
 from .memory.residency import Arrived, Broken, Residency
-from .scheduling.commit import commit
+from .overlap import Airspace, Launched, is_over_at_once, must_land_first
+from .scheduling.commit import Awaited, advance, awaits, commit, settle
 from .scheduling.plan import plan_step
 from .scheduling.records import BASE_ID, Ending, Outcome, Request, StepLimits, StepPlan
 from .scheduling.state import SchedulerState
@@ -68,6 +71,8 @@ class Runner(Protocol):
 
     def run(self, rows: Sequence[StepRow]) -> StepResult: ...
 
+    def launch(self, rows: Sequence[StepRow]) -> Flight: ...
+
 
 class HostTier(HostTierView, Protocol):
     def forget(self, key: AdapterKey) -> None: ...
@@ -88,6 +93,7 @@ class EngineParts:
     gate: Gate
     clock: Clock
     audits: bool = False  # check the pool's books after every step, not only when idle
+    overlaps: bool = False  # plan a step while the one before it runs
 
 
 class Engine:
@@ -96,6 +102,7 @@ class Engine:
         self._residency, self._link, self._host_tier = parts.residency, parts.link, parts.host_tier
         self._runner, self._limits, self._gate = parts.runner, parts.limits, parts.gate
         self._clock, self._audits = parts.clock, parts.audits
+        self._overlaps, self._airspace = parts.overlaps, Airspace()
         self.counters = Counters()
         self.stopping = False
         self._audited_s = -math.inf  # instant of the last audit
@@ -117,23 +124,82 @@ class Engine:
         self._drain(patience_s)
         now_s = self._clock.now_s()
         self._land(now_s)
-        plan = plan_step(
-            self._state, self._residency.view(self._gate.tokens_per_page), self._limits, now_s
+        patience_s = self._overlapped_step(now_s) if self._overlaps else self._plain_step(now_s)
+        self._audit(now_s, idle=patience_s > 0)
+        return patience_s
+
+    def _plain_step(self, now_s: float) -> float:
+        """Plans a step, and is back when its tokens are out."""
+        plan = self._plan(now_s)
+        awaited = awaits(self._state, plan)
+        rows = self._apply(plan, awaited)
+        result = self._runner.run(rows) if rows else StepResult({})
+        outcomes = commit(
+            self._state,
+            plan,
+            result.tokens,
+            self._clock.now_s(),
+            broken=result.not_finite,
+            awaited=awaited,
         )
+        self._count(awaited)
+        self._tell(result)
+        self._publish(outcomes, result)
+        return self._patience_s(plan)
+
+    def _overlapped_step(self, now_s: float) -> float:
+        """Plans and launches a step while the one before it runs, then waits for that one."""
+        plan, has_landed = self._plan(now_s), False
+        if must_land_first(plan, self._state, self._airspace):
+            has_landed = self._await_steps(0)
+            # What the link has brought meanwhile is polled for at the next turn: until then it is
+            # on its way, for this plan as for the one before.
+            plan = self._plan(self._clock.now_s())
+        awaited = awaits(self._state, plan)
+        rows = self._apply(plan, awaited)
+        if rows:
+            self._airspace.append(Launched(self._runner.launch(rows), awaited))
+        self._publish(advance(self._state, plan, awaited), StepResult({}))
+        stays_up = bool(rows) and not is_over_at_once(awaited, self._state)
+        has_landed |= self._await_steps(1 if stays_up else 0)
+        return 0.0 if has_landed else self._patience_s(plan)
+
+    def _await_steps(self, num_stay_up: int) -> bool:
+        """Whether one landed: it may have freed what the next plan needs."""
+        has_landed = len(self._airspace) > num_stay_up
+        while len(self._airspace) > num_stay_up:
+            self._await_step()
+        return has_landed
+
+    def _await_step(self) -> None:
+        """The oldest step on its way lands: its tokens go out, and who left is let go of."""
+        launched = self._airspace[0]
+        result = launched.flight.wait()
+        self._airspace.popleft()
+        self._count(launched.awaited)
+        outcomes = settle(
+            self._state,
+            launched.awaited,
+            result.tokens,
+            self._clock.now_s(),
+            broken=result.not_finite,
+        )
+        self._tell(result)
+        for row in self._airspace.released(self._state):
+            self._let_go(row)
+        self._publish(outcomes, result)
+
+    def _plan(self, now_s: float) -> StepPlan:
+        view = self._residency.view(self._gate.tokens_per_page)
+        return plan_step(self._state, view, self._limits, now_s)
+
+    def _apply(self, plan: StepPlan, awaited: Awaited) -> list[StepRow]:
         self._pool.apply(plan)
         self._residency.apply(plan)
         self._detach_departed()
-        rows = step_rows(plan, self._state, self._pool, self._residency)
-        result = self._runner.run(rows) if rows else StepResult({})
-        outcomes = commit(
-            self._state, plan, result.tokens, self._clock.now_s(), broken=result.not_finite
-        )
-        self._count(plan, num_decode=sum(not row.token_ids for row in rows))
-        self._tell(result)
-        self._publish(outcomes, result)
-        patience_s = self._patience_s(plan)
-        self._audit(now_s, idle=patience_s > 0)
-        return patience_s
+        self.counters.preemptions += len(plan.preemptions)
+        self.counters.adapter_evictions += len(plan.evictions)
+        return step_rows(plan, awaited, self._state, self._pool, self._residency)
 
     # Commands
 
@@ -227,6 +293,8 @@ class Engine:
 
     def _tell(self, result: StepResult) -> None:
         for told in result.told:
+            if told.row in self._state.leaving:
+                continue
             request_id = self._state.request(told.row).request_id
             self._events.append(PromptLogprobs(request_id, told.first_position, told.logprobs))
 
@@ -284,7 +352,14 @@ class Engine:
         self._events.append(Reject(request_id, error))
 
     def _leave(self, row: int) -> None:
-        """Pages, adapter and row go together, whatever became of the request."""
+        """The request is over, whatever became of it; what a step on its way uses stays so long."""
+        if self._airspace.uses(row):
+            self._state.retire(row)
+        else:
+            self._let_go(row)
+
+    def _let_go(self, row: int) -> None:
+        """Pages, adapter and row go together."""
         adapter_id = self._state.request(row).adapter_id
         self._pool.release(KvOwner(row))
         self._state.drop(row)
@@ -299,14 +374,14 @@ class Engine:
             self._pool.audit()
             self._audited_s = now_s
 
-    def _count(self, plan: StepPlan, num_decode: int) -> None:
-        counters = self.counters
-        counters.steps += bool(plan.runs)
-        counters.preemptions += len(plan.preemptions)
-        counters.adapter_evictions += len(plan.evictions)
-        num_tokens = sum(run.num_tokens for run in plan.runs)
-        counters.tokens_decode += num_decode
-        counters.tokens_prefill += num_tokens - num_decode
+    def _count(self, awaited: Awaited) -> None:
+        """Before the step's endings: what it computed for those who had left counts for nothing."""
+        leaving = self._state.leaving
+        self.counters.steps += len(awaited.runs) > 0
+        num_tokens = sum(count for row, _, count, _ in awaited.runs.tolist() if row not in leaving)
+        num_decode = len(awaited.decoded - leaving)
+        self.counters.tokens_decode += num_decode
+        self.counters.tokens_prefill += num_tokens - num_decode
 
     def _patience_s(self, plan: StepPlan) -> float:
         """0 while there is work; else until a command, a load or the next deadline."""

@@ -17,10 +17,12 @@ from .engine import Engine, EngineParts
 from .errors import LorryError
 from .execution.info import EngineInfo
 from .execution.link import PoolLink
-from .execution.runner import Runner, load_runner
+from .execution.runner import Runner
+from .execution.start import load_runner
 from .intake import Gate
 from .memory.pool import Pool
 from .memory.residency import Residency
+from .overlap import choose_overlap
 from .scheduling.records import StepLimits
 from .scheduling.state import SchedulerState
 from .seam import EngineEnd, StartFailed
@@ -54,6 +56,8 @@ def build_engine(end: EngineEnd, runner: Runner, config: ServerConfig) -> Engine
         runner.poison(range(info.num_pages))
     host_tier = HostTier(config.memory.host_bytes)
     link = PoolLink(host_tier, runner.pool_PE, end.wake)
+    overlaps, why = choose_overlap(config.scheduling.overlap, device=info.device)
+    _log.info("the loop %s: %s", "overlaps" if overlaps else "is plain", why)
     return Engine(
         EngineParts(
             end=end,
@@ -67,6 +71,7 @@ def build_engine(end: EngineEnd, runner: Runner, config: ServerConfig) -> Engine
             gate=_gate(info, config),
             clock=MonotonicClock(),
             audits=config.debug,
+            overlaps=overlaps,
         )
     )
 

@@ -8,6 +8,7 @@ freed (`debug=True`, and `FakePages` in the same way), so there is nothing to pa
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -16,6 +17,11 @@ import torch
 SERVICE = "tests/service/"
 
 torch.set_num_threads(1)
+
+# Triton reads this when a kernel is decorated. On a GPU kernels are compiled: `make gpu` runs the
+# tests marked `gpu` there, which are others than the interpreted ones, in sizes of real models.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -65,6 +65,8 @@ class Bench:
     ended: dict[int, Finish | Exception] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
     stats: list[Any] = field(default_factory=list)
+    # What each request heard, in its order and without instants, for comparisons of two loops.
+    heard: dict[int, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     def tell(self, *commands: Any) -> None:
         for command in commands:
@@ -91,6 +93,7 @@ class Bench:
             for event in self.end.reports.get().events:
                 match event:
                     case Progress():
+                        self._note(event.request_id, *event.token_ids, *event.logprobs)
                         self.tokens[event.request_id] += event.token_ids
                         self.logprobs[event.request_id] += event.logprobs
                     case PromptLogprobs():
@@ -98,14 +101,22 @@ class Bench:
                         assert event.first_position == len(told) + 1, "in order, each once"
                         assert not self.tokens[event.request_id], "before the first token"
                         told += event.logprobs
+                        self._note(event.request_id, event.first_position, *event.logprobs)
                     case Finish():
+                        said = (event.reason, event.num_prompt_tokens, event.num_new_tokens)
+                        self._note(event.request_id, *said)
                         self.ended[event.request_id] = event
                     case Reject():
+                        self._note(event.request_id, type(event.error).__name__)
                         self.ended[event.request_id] = event.error
                     case Released():
                         self.released.append(event.key.name)
                     case StatsAnswer():
                         self.stats.append(event.stats)
+
+    def _note(self, request_id: int, *said: Any) -> None:
+        assert request_id not in self.ended, f"{request_id} goes on after its end"
+        self.heard[request_id].append(said)
 
 
 def make_bench(
@@ -116,6 +127,7 @@ def make_bench(
     max_step_tokens: int = 64,
     max_prompt_logits: int = 256,
     instant: bool = True,
+    overlaps: bool = False,
     runner_kind: type[FakeRunner] = FakeRunner,
 ) -> Bench:
     end, clock, pages = LocalEnd(), FakeClock(), FakePages()
@@ -139,6 +151,7 @@ def make_bench(
             gate=Gate(num_pages=num_pages, tokens_per_page=4, max_model_len=256, max_rank=256),
             clock=clock,
             audits=True,
+            overlaps=overlaps,
         )
     )
     return Bench(engine, end, pool, runner, link, clock, host_tier)

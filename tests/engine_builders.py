@@ -18,7 +18,9 @@ from lorry.server.clock import unix_now_s
 from lorry.server.config import MemoryConfig, ModelConfig, SchedulingConfig, ServerConfig
 from lorry.server.engine import Engine
 from lorry.server.engine_process import build_engine
-from lorry.server.execution.runner import Runner, load_runner
+from lorry.server.execution.recorder import Recorder
+from lorry.server.execution.runner import Runner
+from lorry.server.execution.start import load_runner
 from lorry.server.scheduling.sampling import SamplingParams
 from lorry.server.seam import Command, Finish, Progress, Reject, Submit
 from lorry.server.seam_ends import LocalEnd
@@ -74,15 +76,26 @@ def start_engine(
     page_bytes: int,
     device: str = "cpu",
     debug: bool = True,
+    kernels: str = "auto",
+    max_model_len: int = 0,
+    max_rank: int = 256,
+    recorder: Recorder | None = None,
     **scheduling: Any,
 ) -> InProcess:
     config = ServerConfig(
-        model=ModelConfig(model=str(model_dir), device=device, dtype="float32", num_threads=1),
-        memory=MemoryConfig(pool_bytes=num_pages * page_bytes),
+        model=ModelConfig(
+            model=str(model_dir),
+            device=device,
+            dtype="float32",
+            max_model_len=max_model_len,
+            num_threads=1,
+            kernels=kernels,
+        ),
+        memory=MemoryConfig(pool_bytes=num_pages * page_bytes, max_rank=max_rank),
         scheduling=SchedulingConfig(**scheduling),
         debug=debug,
     )
-    runner = load_runner(config)
+    runner = load_runner(config, recorder=recorder)
     end = LocalEnd()
     return InProcess(build_engine(end, runner, config), end, runner)
 

@@ -7,7 +7,7 @@ are fed back on the device. It has no pool rules, so that a failure here is the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from lorry.adapters.image import ImageLayout, SiteRank, plan_image
 from lorry.adapters.packing import pack_image
 from lorry.server.execution.batch import StepCapacity, StepRow
 from lorry.server.execution.model import LoadedModel, prepare_model
+from lorry.server.execution.recorder import Recorder
 from lorry.server.execution.runner import Runner
 from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 from lorry.tests.builders import ALL_LINEAR
@@ -104,17 +105,28 @@ class Bench:
     def put_adapter(self, slot: int, peft_model: PeftModel) -> None:
         layout, pages_PE = pack_peft(self.loaded, peft_model)
         pages = self.take(layout.num_pages)
-        self.runner.pool_PE[pages] = pages_PE
+        self.runner.pool_PE[pages] = pages_PE.to(self.loaded.device)
         self.runner.attach(slot, layout, pages)
         self.adapter_pages[slot] = pages
 
 
 def make_bench(
-    model: PreTrainedModel, *, num_pages: int = 400, limits: StepCapacity = LIMITS
+    model: PreTrainedModel,
+    *,
+    num_pages: int = 400,
+    limits: StepCapacity = LIMITS,
+    kernels: str = "auto",
+    recorder: Recorder | None = None,
+    device: str = "cpu",
+    prepare: Callable[[PreTrainedModel], LoadedModel] = prepare_model,
 ) -> Bench:
-    """The model is copied: the one given stays the reference."""
-    loaded = prepare_model(copy.deepcopy(model))
-    runner = Runner(loaded, num_pages=num_pages, limits=limits)
+    """The model is copied: the one given stays the reference. With a recorder the runner is warmed
+    up, which records.
+    """
+    loaded = prepare(copy.deepcopy(model).to(device))
+    runner = Runner(loaded, num_pages=num_pages, limits=limits, kernels=kernels, recorder=recorder)
+    if recorder is not None:
+        runner.warm_up()
     runner.poison(range(num_pages))
     generator = torch.Generator().manual_seed(5)
     return Bench(loaded, runner, torch.randperm(num_pages, generator=generator).tolist())

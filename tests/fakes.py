@@ -7,7 +7,7 @@ writes adapters into it, the runner reads them and keeps its KV there, so a wron
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -17,6 +17,7 @@ from lorry.adapters.host_tier import HostTierStats
 from lorry.adapters.image import ImageLayout
 from lorry.adapters.key import AdapterCard, AdapterKey
 from lorry.server.execution.batch import StepResult, StepRow, ToldPrompt
+from lorry.server.execution.staging import MAX_FLIGHTS
 from lorry.server.memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
 from lorry.server.scheduling.sampling import TokenLogprobs
 
@@ -43,14 +44,22 @@ class FakePages:
 
     images: dict[int, tuple[str, int]] = field(default_factory=dict)  # page -> adapter, its part
     kv: dict[int, dict[int, tuple[int, str]]] = field(default_factory=dict)  # -> token, adapter
+    flights: list[FakeFlight] = field(default_factory=list)  # launched, not landed: oldest first
+
+    def expect_unused(self, pages: Sequence[int]) -> None:
+        for flight in self.flights:
+            used = flight.owners.keys() & set(pages)
+            assert not used, f"pages {sorted(used)} are taken from a step on its way"
 
     def write_image(self, key: AdapterKey, pages: Sequence[int]) -> None:
+        self.expect_unused(pages)
         for part, page in enumerate(pages):
             self.kv.pop(page, None)
             self.images[page] = (str(key), part)
 
     def poison(self, pages: Sequence[int]) -> None:
         """Pages that belong to nobody: whoever reads them finds nothing."""
+        self.expect_unused(pages)
         for page in pages:
             self.images.pop(page, None)
             self.kv.pop(page, None)
@@ -75,6 +84,40 @@ def fake_logprobs(adapter: str, tokens: Sequence[int], token: int, num_top: int)
     return TokenLogprobs(token, value, tuple((i, -1.0 - i) for i in range(num_top)))
 
 
+class FakeFlight:
+    """A step that is computed as late as can be: when somebody waits for it.
+
+    So whatever was taken from it too early is gone by then. `owners`: who uses each page.
+    """
+
+    def __init__(self, runner: FakeRunner, rows: list[StepRow]) -> None:
+        self._runner, self._rows = runner, rows
+        self._result: StepResult | None = None
+        self.slots = {row.adapter_slot for row in rows} - {-1}
+        self.owners: dict[int, object] = {page: row for row in rows for page in row.pages}
+        self.owners |= {page: slot for slot in self.slots for page in runner.attached[slot]}
+
+    def wait(self) -> StepResult:
+        if self._result is None:
+            up = self._runner.pages.flights
+            assert up[0] is self, "steps are waited for in their order"
+            self._result = self._runner.run(self._rows)
+            up.remove(self)
+        return self._result
+
+    def clashes(self, later: FakeFlight) -> Iterator[int]:
+        """Pages that change hands from this step to one launched while it is on its way."""
+        for page in self.owners.keys() & later.owners.keys():
+            mine, other = self.owners[page], later.owners[page]
+            if isinstance(mine, StepRow) and isinstance(other, StepRow):
+                # A request's own list says whose a row is: rows are given again.
+                same = mine.row == other.row and mine.known_ids is other.known_ids
+            else:
+                same = mine == other
+            if not same:
+                yield page
+
+
 class FakeRunner:
     """Token = f(adapter in the slot's pages, tokens in the row's pages).
 
@@ -85,6 +128,7 @@ class FakeRunner:
         self.pages = pages or FakePages()
         self.tokens_per_page = tokens_per_page
         self.steps: list[list[StepRow]] = []
+        self.num_up: list[int] = []  # of each launch: how many steps were on their way before
         self.attached: dict[int, tuple[int, ...]] = {}
         self._last_token: dict[int, int] = {}
 
@@ -94,7 +138,21 @@ class FakeRunner:
         self.attached[slot] = tuple(pages)
 
     def detach(self, slot: int) -> None:
+        assert all(slot not in flight.slots for flight in self.pages.flights), "a step reads it"
         del self.attached[slot]
+
+    def launch(self, rows: Sequence[StepRow]) -> FakeFlight:
+        for row in rows:
+            whole = len(row.known_ids) >= row.start + row.num_tokens
+            penalized = row.sample and row.sampling.needs_history
+            assert whole or not penalized, f"row {row.row}: a penalty misses the newest token"
+        flight, up = FakeFlight(self, list(rows)), self.pages.flights
+        assert len(up) < MAX_FLIGHTS, "too many steps on their way"
+        clashes = [page for before in up for page in before.clashes(flight)]
+        assert not clashes, f"pages {clashes} are given away under a step on its way"
+        self.num_up.append(len(up))
+        up.append(flight)
+        return flight
 
     def run(self, rows: Sequence[StepRow]) -> StepResult:
         self.steps.append(list(rows))

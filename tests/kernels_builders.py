@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lorry.kernels.attention import AttentionWork
@@ -9,6 +10,7 @@ from lorry.kernels.lora import (
     TILE_ROWS,
     FactorTiles,
     LoraBackend,
+    LoraRoom,
     LoraTable,
     LoraWork,
     Segment,
@@ -19,7 +21,16 @@ from lorry.kernels.lora import (
     num_tiles,
     row_stride,
 )
+from lorry.kernels.lora.triton_backend import TritonBackend
 from lorry.kernels.lora.work import tiles_of
+
+# Tensors of these tests lie on a CPU; where there is a GPU, kernels are compiled for it.
+INTERPRETED = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled on a GPU machine"),
+]
+
+GARBAGE = 0x5A5A5A5A
 
 # (relative, absolute) for values of about one. Nothing loosens them.
 TOLERANCES = {
@@ -27,6 +38,12 @@ TOLERANCES = {
     torch.bfloat16: (2e-2, 2e-2),
     torch.float16: (2e-3, 2e-3),
 }
+
+
+def cut(lens: list[int], slots: list[int]) -> list[Segment]:
+    """Segments of these lengths, one behind the other."""
+    ends = [sum(lens[: i + 1]) for i in range(len(lens))]
+    return [Segment(e - n, e, s) for e, n, s in zip(ends, lens, slots, strict=True)]
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -46,6 +63,8 @@ class LoraPool:
         dtype: torch.dtype = torch.float32,
         tile_cols: int = 64,
         seed: int = 0,
+        num_sites: int = 2,
+        scale: float | None = None,  # of every slot; else 0.5 + slot
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width, self.dtype = in_width, out_width, dtype
@@ -58,17 +77,19 @@ class LoraPool:
         self.pool_PE = torch.full((num_pages + 1, page_elements), torch.nan, dtype=dtype)
         self._free = torch.randperm(num_pages, generator=self.generator).tolist()
         self.table = LoraTable(
-            [SiteShape(in_width, out_width), SiteShape(in_width, out_width)],
+            [SiteShape(in_width, out_width)] * num_sites,
             tile_cols=tile_cols,
             pool_elements=self.pool_PE.numel(),
         )
         self.dense: dict[int, tuple[torch.Tensor, torch.Tensor, float]] = {}
+        self.tiles: dict[int, FactorTiles] = {}
         for slot, rank in enumerate(ranks):
             a_RI = self.random(rank, in_width) / in_width**0.5
             b_RO = self.random(rank, out_width) / rank**0.5
-            scale = 0.5 + slot
-            self.dense[slot] = (a_RI, b_RO, scale)
-            tiles = FactorTiles(rank, scale, self._place(a_RI), self._place(b_RO))
+            of_slot = 0.5 + slot if scale is None else scale
+            self.dense[slot] = (a_RI, b_RO, of_slot)
+            tiles = FactorTiles(rank, of_slot, self._place(a_RI), self._place(b_RO))
+            self.tiles[slot] = tiles
             self.table.attach(slot, {0: tiles})
 
     def random(self, *shape: int) -> torch.Tensor:
@@ -102,11 +123,32 @@ class LoraPool:
 
 
 def make_backend(name: str, pool: LoraPool, *, num_rows: int = 256) -> LoraBackend:
-    """`cpu` with a workspace for `num_rows` rank rows where it may have one."""
+    """`cpu` with a workspace for `num_rows` rank rows where it may have one; `triton` with room
+    for small steps."""
+    if name == "triton":
+        return make_triton(pool, max_rows=128, max_segments=16, max_rank=256)
     if name != "cpu" or pool.dtype == torch.float16:
         return choose_backend(name)
     sites = dict(enumerate(pool.table.sites))
     return choose_backend(name, workspace=Workspace(sites, num_rows=num_rows, dtype=pool.dtype))
+
+
+def make_triton(
+    pool: LoraPool, *, max_rows: int = 32, max_segments: int = 8, max_rank: int = 64
+) -> TritonBackend:
+    """With room for so many rows in the body, and 32 at most in the head."""
+    room = LoraRoom((max_rows, min(32, max_rows)), max_segments, max_rank, pool.pool_PE.device)
+    backend = choose_backend("triton", table=pool.table, room=room)
+    assert isinstance(backend, TritonBackend)
+    return poison(backend)
+
+
+def poison(backend: TritonBackend) -> TritonBackend:
+    """All memory of its own as a GPU may hand it out: what is read must have been written."""
+    backend._partial.fill_(torch.nan)  # pyright: ignore[reportPrivateUsage]
+    backend._lists.numbers.fill_(GARBAGE)  # pyright: ignore[reportPrivateUsage]
+    backend._arena.numbers.fill_(GARBAGE)  # pyright: ignore[reportPrivateUsage]
+    return backend
 
 
 def run_lora(
@@ -118,6 +160,7 @@ def run_lora(
 ) -> torch.Tensor:
     """base + LoRA at site 0."""
     work, out_TO = LoraWork(pool.table, segments), base_TO.clone()
+    backend.prepare([work])
     add_lora(hidden_TI, pool.pool_PE, work, sites=(0,), outs_TO=(out_TO,), backend=backend)
     return out_TO
 

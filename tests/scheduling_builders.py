@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from lorry.server.memory.pool import AdapterOwner, KvOwner, Pool
-from lorry.server.scheduling.commit import commit, samples, tells
+from lorry.server.scheduling.commit import awaits, commit
 from lorry.server.scheduling.plan import plan_step
 from lorry.server.scheduling.records import (
     AdapterView,
@@ -178,8 +178,8 @@ class World:
         for adapter_id in plan.evictions:
             assert self.adapters[adapter_id].resident, "a load under way is never evicted"
             assert adapter_id not in {int(state.adapter_id[row]) for row in inside}
-        told = sum(len(tells(state, run)) for run in plan.runs)
-        assert told <= self.limits.max_prompt_logits
+        told = awaits(state, plan).told.values()
+        assert sum(map(len, told)) <= self.limits.max_prompt_logits
         coming = sum(not seen.resident for seen in self.adapters.values()) + len(plan.loads)
         assert coming <= self.limits.max_loads
         for run, adapter_id in zip(plan.runs, ids, strict=True):
@@ -191,10 +191,11 @@ class World:
             assert adapter_id == -1 or self.adapters[adapter_id].resident
 
     def _commit(self, plan: StepPlan) -> None:
-        tokens = {run.row: self._token(run.row) for run in plan.runs if samples(self.state, run)}
+        awaited = awaits(self.state, plan)
+        tokens = {row: self._token(row) for row in awaited.sampled}
         for run in plan.runs:
-            request_id = self.state.request(run.row).request_id
-            self.told.setdefault(request_id, []).extend(tells(self.state, run))
+            told = self.told.setdefault(self.state.request(run.row).request_id, [])
+            told.extend(awaited.told.get(run.row, ()))
         for outcome in commit(self.state, plan, tokens, self.now_s + 0.5):
             if outcome.token is not None:
                 self.answers.setdefault(outcome.request_id, []).append(outcome.token)

@@ -12,6 +12,7 @@ EXPORTED = {
         "TILE_ROWS",
         "FactorTiles",
         "LoraBackend",
+        "LoraRoom",
         "LoraTable",
         "LoraWork",
         "Segment",
@@ -26,6 +27,7 @@ EXPORTED = {
     "lorry.kernels.attention": [
         "AttentionBackend",
         "AttentionOptions",
+        "AttentionRoom",
         "AttentionWork",
         "choose_backend",
         "clear_fresh",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +24,7 @@ from rich.table import Table
 from ..machine import describe_machine
 from .cases import CASES, Case
 from .examine import LOW, Outcome, examine, prepare_process
-from .serving import SETTINGS
+from .serving import settings_of
 
 RESULT_PATH = Path(__file__).parent.parent / "results" / "exactness.json"
 
@@ -34,16 +35,18 @@ def main(argv: Sequence[str]) -> int:
         "--only", action="append", metavar="CASE", help="this case; may be repeated"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--device", default="cpu", help="of what is served; PEFT stays on the CPU")
     parser.add_argument("--result", type=Path, default=None)
     args = parser.parse_args(argv)
     chosen = [case for case in CASES if args.only is None or case.label in args.only]
     start_s = time.perf_counter()
-    outcomes = _examine_all(chosen, jobs=args.jobs)
+    outcomes = _examine_all(chosen, device=args.device, jobs=args.jobs)
     seconds = time.perf_counter() - start_s
     Console().print(make_table(outcomes))
     document = {
         "bench": "exactness",
-        "settings": [asdict(setting) for setting in SETTINGS],
+        "device": args.device,
+        "settings": [asdict(setting) for setting in settings_of(args.device)],
         "cases": [outcome.to_json() for outcome in outcomes],
         "seconds": round(seconds, 1),
         "machine": asdict(describe_machine()),
@@ -52,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     for outcome in outcomes:
         for failure in outcome.failures:
             print(f"{outcome.case.label}: {failure}", file=sys.stderr)
-    result = args.result or (RESULT_PATH if args.only is None else None)
+    is_whole = args.only is None and args.device == "cpu"
+    result = args.result or (RESULT_PATH if is_whole else None)
     if result is not None:
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_text(json.dumps(document, indent=2) + "\n")
@@ -60,14 +64,14 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failures or not outcomes else 0
 
 
-def _examine_all(cases: Sequence[Case], *, jobs: int) -> list[Outcome]:
+def _examine_all(cases: Sequence[Case], *, device: str, jobs: int) -> list[Outcome]:
     """In the order of the cases, whoever is done first."""
     # Not forked: torch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         max(1, jobs), mp_context=context, initializer=prepare_process
     ) as workers:
-        found = workers.map(examine, cases)
+        found = workers.map(partial(examine, device=device), cases)
         progress = track(found, "architectures", total=len(cases), console=Console(stderr=True))
         return list(progress)
 

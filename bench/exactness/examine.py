@@ -18,7 +18,7 @@ from ...server.execution.selfproof import prove
 from ..fuzz_world import WrongToken
 from .cases import Case
 from .rounding import Rounding, measure_rounding
-from .serving import SETTINGS, Unserved, serve
+from .serving import Unserved, serve, settings_of
 from .verdict import Hollow, Verdict, judge
 from .world import CaseWorld
 
@@ -54,12 +54,12 @@ def prepare_process() -> None:
     torch.set_num_threads(1)  # the models are tiny
 
 
-def examine(case: Case) -> Outcome:
+def examine(case: Case, device: str = "cpu") -> Outcome:
     """All precisions and settings of one case; a failure is noted and the rest goes on."""
     tokens: dict[str, Verdict] = {}
     rounding: dict[str, Rounding] = {}
     failures: list[str] = []
-    with _Home(case, torch.float32) as world:
+    with _Home(case, torch.float32, device) as world:
         loaded = world.loaded
         facts: dict[str, object] = {
             "kv_heads": loaded.geometry.num_kv_heads,
@@ -72,13 +72,13 @@ def examine(case: Case) -> Outcome:
             facts["self_proof"] = prove(world.packed)
         except ModelRefused as error:
             failures.append(str(error))
-        for setting in SETTINGS:
+        for setting in settings_of(device):
             try:
                 tokens[setting.name] = judge(world, serve(world, setting), setting)
             except (WrongToken, Hollow, Unserved) as error:
                 failures.append(f"{setting.name}: {type(error).__name__}: {error}")
     for name, dtype in LOW.items():
-        with _Home(case, dtype) as world:
+        with _Home(case, dtype, device) as world:
             rounding[name] = found = measure_rounding(world)
             failures += [f"{name}: {failure}" for failure in found.failures()]
     return Outcome(case, loaded.architecture, facts, tokens, rounding, failures)
@@ -87,9 +87,9 @@ def examine(case: Case) -> Outcome:
 class _Home:
     """A world in a directory of its own, gone afterwards."""
 
-    def __init__(self, case: Case, dtype: torch.dtype) -> None:
+    def __init__(self, case: Case, dtype: torch.dtype, device: str) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="lorry-exact-")
-        self._world = CaseWorld(case, Path(self._directory.name), dtype=dtype)
+        self._world = CaseWorld(case, Path(self._directory.name), dtype=dtype, device=device)
 
     def __enter__(self) -> CaseWorld:
         return self._world

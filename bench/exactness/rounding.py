@@ -174,7 +174,7 @@ def _over_pages(
     paged.poison(range(pages.num_pages))
     slots = {name: slot for slot, name in enumerate((BASE, *images), start=-1)}
     for name, image in images.items():
-        paged.pool_PE[pages.of_image[name]] = image.pages
+        paged.pool_PE[pages.of_image[name]] = image.pages.to(loaded.device)
         paged.attach(slots[name], image.layout, pages.of_image[name])
     buffers = StepBuffers(
         limits,
@@ -191,7 +191,7 @@ def _over_pages(
                 rows.append(StepRow(*place, sample=True, sampling=SamplingParams()))
         logits_BV = paged.forward(build_batch(rows, buffers))
         for row, logits_V in zip(rows, logits_BV, strict=True):
-            found[row.row].append(logits_V)
+            found[row.row].append(logits_V.cpu())
     return [torch.stack(logits) for logits in found]
 
 

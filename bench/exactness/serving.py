@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from ...adapters.host_tier import HostTier
 from ...adapters.image import ImageLayout
 from ...server.engine import Engine, EngineParts
 from ...server.execution.batch import StepCapacity, StepResult, StepRow
+from ...server.execution.flight import Flight
 from ...server.execution.model import LoadedModel
+from ...server.execution.recorder import CudaRecorder, Reads, Recorder, Replay
 from ...server.execution.runner import Runner
 from ...server.intake import Gate
 from ...server.memory.pool import Pool
@@ -57,9 +59,15 @@ class Setting:
     # of an adapter is there when another one gets its slot. Otherwise linears are plain, and freed
     # pages are filled with NaN, by which everything kept of adapters is forgotten, too.
     as_served: bool = False
+    # And as one on a GPU runs: decode steps replay recordings, and a step is planned and launched
+    # while the one before it runs. On a CPU, whose kernels know no padded step, it only overlaps.
+    as_on_gpu: bool = False
 
     def loaded(self, world: CaseWorld) -> LoadedModel:
         return world.packed if self.as_served else world.loaded
+
+    def records(self, world: CaseWorld) -> bool:
+        return self.as_on_gpu and world.loaded.device.type == "cuda"
 
     def num_pages(self, world: CaseWorld) -> int:
         tokens_per_page = world.loaded.geometry.tokens_per_page
@@ -78,6 +86,12 @@ SETTINGS = (
     Setting("tight, short chunks", 0.6, 0.35, step_tokens=11),
     Setting("roomy", 1.5, 1.5, step_tokens=64, scarce=False),
 )
+ON_GPU = replace(AS_SERVED, name="as served on a GPU", as_on_gpu=True)
+
+
+def settings_of(device: str) -> tuple[Setting, ...]:
+    """What is run there: on a GPU the first as it serves."""
+    return (ON_GPU, *SETTINGS[1:]) if device.startswith("cuda") else SETTINGS
 
 
 @dataclass(slots=True)
@@ -94,6 +108,8 @@ class Served:
     evictions: int = 0
     loads: int = 0
     handed_on: int = 0  # steps that used a slot for another adapter than the last step with it
+    replays: int = 0  # decode steps that replayed a recording
+    overtakes: int = 0  # steps launched while another one was on its way
 
 
 class _StepClock:
@@ -104,6 +120,22 @@ class _StepClock:
         return self.time_s
 
 
+class _WatchedRecorder:
+    """The device's recorder; replays are counted."""
+
+    def __init__(self, recorder: Recorder, served: Served) -> None:
+        self._recorder, self._served = recorder, served
+
+    def record(self, work: Callable[[], None], reads: Reads) -> Replay:
+        replay = self._recorder.record(work, reads)
+
+        def counted() -> None:
+            self._served.replays += 1
+            replay()
+
+        return counted
+
+
 class _WatchedRunner:
     """The runner, and counts of what it was given."""
 
@@ -111,6 +143,7 @@ class _WatchedRunner:
         self._runner, self._served = runner, served
         self._layouts: dict[int, ImageLayout] = {}  # by slot; no two adapters' are equal
         self._used: dict[int, ImageLayout] = {}  # the same, of the last step with the slot
+        self._num_up = 0  # steps on their way
 
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         self._layouts[slot] = layout
@@ -120,13 +153,33 @@ class _WatchedRunner:
         self._runner.detach(slot)
 
     def run(self, rows: Sequence[StepRow]) -> StepResult:
+        return self.launch(rows).wait()
+
+    def launch(self, rows: Sequence[StepRow]) -> Flight:
         self._served.chunks += sum(not row.sample for row in rows)
         slots = {row.adapter_slot for row in rows}
         self._served.mixed_steps += len(slots) > 2 and -1 in slots
         now = {slot: self._layouts[slot] for slot in slots if slot >= 0}
         self._served.handed_on += any(self._used.get(slot, now[slot]) != now[slot] for slot in now)
         self._used |= now
-        return self._runner.run(rows)
+        self._served.overtakes += self._num_up > 0
+        self._num_up += 1
+        return _WatchedFlight(self._runner.launch(rows), self._land)
+
+    def _land(self) -> None:
+        self._num_up -= 1
+
+
+class _WatchedFlight:
+    """A step that tells when it is over."""
+
+    def __init__(self, flight: Flight, land: Callable[[], None]) -> None:
+        self._flight, self._land = flight, land
+
+    def wait(self) -> StepResult:
+        result = self._flight.wait()
+        self._land()
+        return result
 
 
 def serve(world: CaseWorld, setting: Setting) -> Served:
@@ -136,7 +189,7 @@ def serve(world: CaseWorld, setting: Setting) -> Served:
         Unserved: a request has no whole answer.
     """
     served, end, clock = Served(), LocalEnd(), _StepClock()
-    runner = _make_runner(world, setting)
+    runner = _make_runner(world, setting, served)
     num_pages = runner.pool_PE.shape[0]
     runner.poison(range(num_pages))
     host_tier = HostTier(HOST_BYTES)
@@ -160,6 +213,7 @@ def serve(world: CaseWorld, setting: Setting) -> Served:
             ),
             clock=clock,
             audits=True,
+            overlaps=setting.as_on_gpu,
         )
     )
     try:
@@ -222,7 +276,7 @@ def _run(
     raise Unserved(f"{len(waiting)} requests have no end after {MAX_STEPS} steps")
 
 
-def _make_runner(world: CaseWorld, setting: Setting) -> Runner:
+def _make_runner(world: CaseWorld, setting: Setting, served: Served) -> Runner:
     loaded = setting.loaded(world)
     limits = StepCapacity(
         max_running=MAX_RUNNING,
@@ -231,4 +285,11 @@ def _make_runner(world: CaseWorld, setting: Setting) -> Runner:
         max_rank=MAX_RANK,
         max_rows=MAX_RUNNING + 1000,
     )
-    return Runner(loaded, num_pages=setting.num_pages(world), limits=limits)
+    num_pages = setting.num_pages(world)
+    if not setting.records(world):
+        return Runner(loaded, num_pages=num_pages, limits=limits)
+    recorder = _WatchedRecorder(CudaRecorder(loaded.device), served)
+    runner = Runner(loaded, num_pages=num_pages, limits=limits, recorder=recorder)
+    runner.warm_up()
+    served.replays = 0
+    return runner

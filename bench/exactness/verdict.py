@@ -53,6 +53,8 @@ def judge(world: CaseWorld, served: Served, setting: Setting) -> Verdict:
         "no adapter was evicted": served.evictions > 0 or not setting.scarce,
         "no slot went to another adapter": served.handed_on > 0 or not setting.as_served,
         "no request was preempted": served.preemptions > 0 or not setting.scarce,
+        "no decode step replayed a recording": served.replays > 0 or not setting.records(world),
+        "no step was launched before another's end": served.overtakes > 0 or not setting.as_on_gpu,
     }
     for what, holds in facts.items():
         if not holds:

@@ -25,6 +25,7 @@ from ...adapters.store import AdapterStore
 from ...server.clock import unix_now_s
 from ...server.execution.model import LoadedModel, prepare_model
 from ...server.execution.packed import pack_linears
+from ...server.execution.siblings import merge_siblings
 from ..fuzz_world import TIE_SHARE, WrongToken
 from ..store_folder import put_folder
 from .cases import VOCAB, Case
@@ -37,9 +38,14 @@ PROMPT_LENS = (5, 37, 61)
 
 
 class CaseWorld:
-    """Everything a case needs but an engine. Close it."""
+    """Everything a case needs but an engine; what is served is on `device`, PEFT on the CPU.
 
-    def __init__(self, case: Case, home: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    Close it.
+    """
+
+    def __init__(
+        self, case: Case, home: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
         self.case = case
         torch.manual_seed(0)
         base: Any = AutoModelForCausalLM.from_config(case.config(), attn_implementation="eager")
@@ -47,7 +53,7 @@ class CaseWorld:
         # The reference has the served weights' values, whatever precision it computes in.
         base = base.eval().to(dtype).float()
         self.plain: Any = base
-        self._dtype = dtype
+        self._dtype, self._device = dtype, device
         self.num_packed = 0  # linears of `packed`, once it is asked for
         self.loaded: LoadedModel = self._prepare()
         spec = self.loaded.image_spec
@@ -69,13 +75,14 @@ class CaseWorld:
 
     @cached_property
     def packed(self) -> LoadedModel:
-        """The same model as a CPU serves a large one: every linear packed that can be."""
+        """The same model as a CPU serves a large one: all merged and packed that can be."""
         loaded = self._prepare()
-        self.num_packed = pack_linears(loaded.model, min_elements=1)
+        self.num_packed = merge_siblings(loaded.model, loaded.siblings, min_packed_elements=1)
+        self.num_packed += pack_linears(loaded.model, min_elements=1)
         return loaded
 
     def _prepare(self) -> LoadedModel:
-        served = copy.deepcopy(self.plain).to(self._dtype)
+        served = copy.deepcopy(self.plain).to(self._device, self._dtype)
         return prepare_model(served, max_model_len=self.case.max_model_len)
 
     @contextmanager

@@ -18,11 +18,12 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from ...adapters.key import AdapterCard
-from ...server.config import MemoryConfig, ModelConfig, ServerConfig
+from ...server.config import MemoryConfig, ModelConfig, SchedulingConfig, ServerConfig
 from ...server.engine_process import build_engine
 from ...server.execution.interface import NAME as ATTENTION_NAME
 from ...server.execution.interface import attention_forward
-from ...server.execution.runner import Runner, load_runner
+from ...server.execution.runner import Runner
+from ...server.execution.start import load_runner
 from ...server.scheduling.sampling import SamplingParams
 from ...server.seam import Finish, Reject, Shutdown, Submit
 from ...server.seam_ends import LocalEnd
@@ -48,6 +49,8 @@ class SplitProbe:
         config = ServerConfig(
             ModelConfig(str(files.base), place.device, place.dtype, num_threads=place.num_threads),
             MemoryConfig(pool_bytes=POOL_BYTES),
+            # Only of a step that is waited for can be said what its parts took.
+            SchedulingConfig(overlap=False),
         ).checked()
         self._workload = workload
         self._max_step_tokens = config.scheduling.max_step_tokens

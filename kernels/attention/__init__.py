@@ -13,11 +13,13 @@ from torch import Tensor
 from ..shapes import check_shapes
 from .cpu import CpuBackend
 from .reference import ReferenceBackend
+from .room import AttentionRoom
 from .work import AttentionOptions, AttentionWork
 
 __all__ = [
     "AttentionBackend",
     "AttentionOptions",
+    "AttentionRoom",
     "AttentionWork",
     "choose_backend",
     "clear_fresh",
@@ -30,7 +32,28 @@ WORKSPACE_ELEMENTS = 1 << 24  # gathered keys and values of the rows computed to
 
 
 class AttentionBackend(Protocol):
-    """Unchecked arithmetic of `paged_attention`."""
+    """Unchecked arithmetic of `write_kv` and `paged_attention`."""
+
+    # Whether cells past a context have to be finite: `clear_fresh` is then called every step.
+    needs_clear: bool
+
+    def prepare(self, work: AttentionWork, *, fixed: bool = False) -> None:
+        """The host's part of a step, before its first layer: lists are made and sent off.
+
+        `fixed`: what the layers launch after this depends on shapes alone, so that it may be
+        recorded once and replayed for other steps of at most as many rows.
+        """
+        ...
+
+    def write_kv(
+        self,
+        key_TGK: Tensor,
+        value_TGK: Tensor,
+        kv_PL2GZK: Tensor,
+        work: AttentionWork,
+        *,
+        layer: int,
+    ) -> None: ...
 
     def paged_attention(
         self,
@@ -43,17 +66,26 @@ class AttentionBackend(Protocol):
     ) -> Tensor: ...
 
 
-def choose_backend(name: str) -> AttentionBackend:
-    """`cpu` serves, `reference` defines. A backend keeps a workspace: one per runner.
+def choose_backend(name: str, *, room: AttentionRoom | None = None) -> AttentionBackend:
+    """`cpu` and `triton` serve, `reference` defines. A backend keeps a workspace: one per runner.
+
+    room  what `triton` takes its memory for
 
     Raises:
-        ValueError: no such backend.
+        ValueError: no such backend, or `triton` without room or for heads it has no kernel for.
     """
     if name == "cpu":
         return CpuBackend(workspace_elements=WORKSPACE_ELEMENTS)
     if name == "reference":
         return ReferenceBackend()
-    raise ValueError(f"attention backend is {name!r}; it must be cpu or reference")
+    if name == "triton" and room is not None:
+        # A server on a CPU does not load Triton.
+        from .triton_backend import TritonBackend
+
+        return TritonBackend(room)
+    raise ValueError(
+        f"attention backend is {name!r}; it must be cpu, reference, or triton with its room"
+    )
 
 
 def view_kv(
@@ -86,17 +118,30 @@ def clear_fresh(kv_PL2GZK: Tensor, work: AttentionWork) -> None:
 
 
 def write_kv(
-    key_TGK: Tensor, value_TGK: Tensor, kv_PL2GZK: Tensor, work: AttentionWork, *, layer: int
+    key_TGK: Tensor,
+    value_TGK: Tensor,
+    kv_PL2GZK: Tensor,
+    work: AttentionWork,
+    *,
+    layer: int,
+    backend: AttentionBackend,
 ) -> None:
     """Semantics: kv[page[t], layer, 0, :, offset[t]] = key[t]; the same for values at 1.
 
-    key_TGK    [T, G, K]           model dtype, any strides
+    key_TGK    [T, G, K]           model dtype, any strides; rows past the work's tokens, which
+                                   only `triton` takes, are not stored
     value_TGK  [T, G, K]           model dtype, any strides
     kv_PL2GZK  [P, L, 2, G, Z, K]  model dtype, contiguous, changed in place
     """
-    check_shapes(key_TGK=key_TGK, value_TGK=value_TGK, kv_PL2GZK=kv_PL2GZK, page_T=work.page_T)
-    kv_PL2GZK[:, layer, 0].transpose(1, 2)[work.page_T, work.offset_T] = key_TGK
-    kv_PL2GZK[:, layer, 1].transpose(1, 2)[work.page_T, work.offset_T] = value_TGK
+    check_shapes(key_TGK=key_TGK, value_TGK=value_TGK, kv_PL2GZK=kv_PL2GZK)
+    _check_rows("key_TGK", key_TGK, work)
+    if not kv_PL2GZK.is_contiguous():
+        raise ValueError(f"kv_PL2GZK (shape {tuple(kv_PL2GZK.shape)}) must be contiguous")
+    if {key_TGK.dtype, value_TGK.dtype} != {kv_PL2GZK.dtype}:
+        raise ValueError(
+            f"key_TGK is {key_TGK.dtype}, value_TGK {value_TGK.dtype}, the pool {kv_PL2GZK.dtype}"
+        )
+    backend.write_kv(key_TGK, value_TGK, kv_PL2GZK, work, layer=layer)
 
 
 def paged_attention(
@@ -114,12 +159,15 @@ def paged_attention(
     head h reads KV head h // (H / G); a sink adds its exponential to the softmax's sum and no
     value. Softmax in fp32.
 
-    query_THK  [T, H, K]           model dtype, contiguous; a request's rows lie together
+    query_THK  [T, H, K]           model dtype, contiguous; a request's rows lie together; rows
+                                   past the work's tokens, which only `triton` takes, hold anything
     kv_PL2GZK  [P, L, 2, G, Z, K]  model dtype, contiguous, holds this step's keys and values;
-                                   cells past a context hold anything finite (`clear_fresh`)
-    returns    [T, H, K]           model dtype, contiguous
+                                   cells past a context hold anything, finite where the backend
+                                   `needs_clear` (`clear_fresh`)
+    returns    [T, H, K]           model dtype, contiguous; the same of rows past the step
     """
-    sizes = check_shapes(query_THK=query_THK, kv_PL2GZK=kv_PL2GZK, page_T=work.page_T)
+    sizes = check_shapes(query_THK=query_THK, kv_PL2GZK=kv_PL2GZK)
+    _check_rows("query_THK", query_THK, work)
     if sizes["H"] % sizes["G"]:
         raise ValueError(f"{sizes['H']} query heads do not share {sizes['G']} KV heads evenly")
     if not query_THK.is_contiguous() or not kv_PL2GZK.is_contiguous():
@@ -127,3 +175,11 @@ def paged_attention(
     if query_THK.dtype != kv_PL2GZK.dtype:
         raise ValueError(f"query_THK is {query_THK.dtype}, the pool {kv_PL2GZK.dtype}")
     return backend.paged_attention(query_THK, kv_PL2GZK, work, layer=layer, options=options)
+
+
+def _check_rows(name: str, rows: Tensor, work: AttentionWork) -> None:
+    if rows.shape[0] < work.num_tokens:
+        raise ValueError(
+            f"{name} has shape {tuple(rows.shape)}: axis T is {rows.shape[0]}, the step has "
+            f"{work.num_tokens} tokens"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cpu import CpuBackend
 from .reference import ReferenceBackend
+from .room import LoraRoom
 from .tiles import TileBackend
 from .work import (
     TILE_ROWS,
@@ -30,6 +31,7 @@ __all__ = [
     "TILE_ROWS",
     "FactorTiles",
     "LoraBackend",
+    "LoraRoom",
     "LoraTable",
     "LoraWork",
     "Segment",
@@ -46,6 +48,15 @@ __all__ = [
 class LoraBackend(Protocol):
     """Unchecked arithmetic of `add_lora`."""
 
+    def prepare(self, works: Sequence[LoraWork | None], *, fixed: bool = False) -> None:
+        """The host's part of a step, before its first `add`: lists are made and sent off.
+
+        A step has several works when some sites see other rows (the head: sampled ones); each
+        keeps its position from step to step. `fixed`: what `add` launches after this depends on
+        shapes alone, so that it may be recorded once and replayed for any other works.
+        """
+        ...
+
     def add(
         self,
         hidden_TI: Tensor,
@@ -61,19 +72,34 @@ class LoraBackend(Protocol):
         ...
 
 
-def choose_backend(name: str, *, workspace: Workspace | None = None) -> LoraBackend:
-    """`cpu` serves, `tiles` is its plain path, `reference` defines. One per pool.
+def choose_backend(
+    name: str,
+    *,
+    workspace: Workspace | None = None,
+    table: LoraTable | None = None,
+    room: LoraRoom | None = None,
+) -> LoraBackend:
+    """`cpu` serves, `tiles` is its plain path, `triton` serves on a GPU, `reference` defines.
+
+    One per pool. `triton` needs the table of the works that it will be given, and its room.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: no such backend, or `triton` without its table and room.
     """
+    if name == "triton":
+        if table is None or room is None:
+            raise ValueError("the LoRA backend triton needs a table and a room")
+        # Triton takes a second to load: a server on a CPU does not.
+        from .triton_backend import TritonBackend
+
+        return TritonBackend(table, room)
     if name == "cpu":
         return CpuBackend(workspace)
     if name == "tiles":
         return TileBackend()
     if name == "reference":
         return ReferenceBackend()
-    raise ValueError(f"LoRA backend is {name!r}; it must be cpu, tiles or reference")
+    raise ValueError(f"LoRA backend is {name!r}; it must be cpu, tiles, triton or reference")
 
 
 def add_lora(
@@ -87,14 +113,15 @@ def add_lora(
 ) -> None:
     """Semantics: for every site, out[t] += scale * ((hidden[t] @ A.T) @ B.T) of slot[t] there.
 
-    hidden_TI  [T, I]  model dtype, contiguous; rows of a segment lie together
+    hidden_TI  [T, I]  model dtype, contiguous rows; rows of a segment lie together
     pool_PE    [P, E]  model dtype, contiguous, the whole pool; A and B are found through
                        work.table, and are finite for every slot of the step
-    outs_TO    [T, O]  one for each site: all of them are given `hidden`. Model dtype, contiguous,
-                       changed in place; rows of no segment, of slot -1 or of a slot that lacks
-                       the site keep their values
+    outs_TO    [T, O]  one for each site: all of them are given `hidden`. Model dtype, contiguous
+                       rows (they may be columns of one buffer), changed in place; rows of no
+                       segment, of slot -1 or of a slot that lacks the site keep their values
 
-    Products add up in fp32, the scale is applied outside the weights.
+    All may have more rows than the step. Products add up in fp32, the scale is applied outside
+    the weights.
     """
     for site, out_TO in zip(sites, outs_TO, strict=True):
         shape = work.table.sites[site]
@@ -108,7 +135,12 @@ def _check(rows: Tensor, pool_PE: Tensor, work: LoraWork, name: str, width: int)
         raise ValueError(f"{name} has shape {tuple(rows.shape)}; this site has width {width}")
     if rows.shape[0] < work.end_row:
         raise ValueError(f"{name} has {rows.shape[0]} rows; the segments end at {work.end_row}")
-    if not rows.is_contiguous() or not pool_PE.is_contiguous():
-        raise ValueError(f"{name} (shape {tuple(rows.shape)}) and the pool must be contiguous")
+    # The stride of an axis of one says nothing.
+    if (rows.stride(1) != 1 and width > 1) or (rows.stride(0) < width and rows.shape[0] > 1):
+        raise ValueError(
+            f"{name} (shape {tuple(rows.shape)}, strides {rows.stride()}) must have contiguous rows"
+        )
+    if not pool_PE.is_contiguous():
+        raise ValueError(f"the pool (shape {tuple(pool_PE.shape)}) must be contiguous")
     if rows.dtype != pool_PE.dtype:
         raise ValueError(f"{name} is {rows.dtype}, the pool {pool_PE.dtype}; they must agree")

@@ -60,6 +60,9 @@ class CpuBackend:
         self._segments: tuple[Segment, ...] = ()
         self._rest: LoraWork | None = None  # segments without a place
 
+    def prepare(self, works: Sequence[LoraWork | None], *, fixed: bool = False) -> None:
+        """Nothing: a step is planned at its first product."""
+
     def add(
         self,
         hidden_TI: Tensor,

@@ -30,6 +30,9 @@ def gather_factor(
 class ReferenceBackend:
     """See the Semantics in kernels/lora/__init__.py."""
 
+    def prepare(self, works: Sequence[LoraWork | None], *, fixed: bool = False) -> None:
+        """Nothing: pages are found at every call."""
+
     def add(
         self,
         hidden_TI: Tensor,

@@ -41,6 +41,9 @@ class TileBackend:
         # slot -> (what the table held when the views were made, views by site)
         self._slots: dict[int, tuple[Mapping[int, FactorTiles], dict[int, _SiteBlocks]]] = {}
 
+    def prepare(self, works: Sequence[LoraWork | None], *, fixed: bool = False) -> None:
+        """Nothing: views are made when they are first asked for."""
+
     def add(
         self,
         hidden_TI: Tensor,

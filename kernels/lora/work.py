@@ -85,6 +85,8 @@ class LoraTable:
     """(slot, site) -> tiles. A slot may lack a site, and ranks may differ from site to site."""
 
     def __init__(self, sites: Sequence[SiteShape], *, tile_cols: int, pool_elements: int) -> None:
+        if tile_cols < 1 or tile_cols % STRIDE_ALIGN:
+            raise ValueError(f"tile_cols is {tile_cols}; it must be a multiple of {STRIDE_ALIGN}")
         self.sites = tuple(sites)
         self.tile_cols = tile_cols
         self._pool_elements = pool_elements

@@ -19,6 +19,12 @@ from ...kernels.attention import AttentionWork
 from ...kernels.lora import Segment
 from ..scheduling.records import MAX_PROMPT_LOGITS, NO_PLACES
 from ..scheduling.sampling import SamplingParams, TokenLogprobs
+from .staging import Numbers, Staging, room_cells
+
+TOKEN_ARRAYS, ROW_ARRAYS = 5, 4  # of a batch, as long as its tokens and its requests
+# Numbers that choosing one row's token takes at most, without its history: its place, its
+# parameters and its noise, each an array of its own where no other row is of its kind.
+SAMPLER_CELLS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,83 +125,103 @@ class StepBuffers:
 
     def __init__(self, limits: StepCapacity, *, tokens_per_page: int, device: torch.device) -> None:
         tokens, running = limits.max_step_tokens, limits.max_running
+        self.limits = limits
         self.tokens_per_page = tokens_per_page
         self.max_pages = -(-limits.max_model_len // tokens_per_page)
-        self.input_ids = _Staged("tokens of the step", tokens, device)
-        self.positions = _Staged("tokens of the step", tokens, device)
-        self.pages = _Staged("tokens of the step", tokens, device)
-        self.offsets = _Staged("tokens of the step", tokens, device)
-        self.fresh_pages = _Staged("tokens of the step", tokens, device)
-        self.block_table = _Staged("block table entries", running * self.max_pages, device)
-        self.sample_idx = _Staged("logits", limits.max_logit_rows, device)
-        self.drawn_idx = _Staged("requests", running, device)
-        self.drawn_row = _Staged("requests", running, device)
-        self.feed_idx = _Staged("requests", running, device)
-        self.feed_row = _Staged("requests", running, device)
+        num_values = (
+            TOKEN_ARRAYS * tokens
+            + limits.max_logit_rows
+            + ROW_ARRAYS * running
+            + running * self.max_pages
+            + SAMPLER_CELLS * running
+        )
+        num_arrays = TOKEN_ARRAYS + ROW_ARRAYS + 2 + SAMPLER_CELLS * running
+        self.staging = Staging(room_cells(num_arrays, num_values), device)
+
+    def put_tokens(self, values: Numbers, *, bucket: int) -> Tensor:
+        """With zeros up to the bucket."""
+        return self._put("tokens of the step", self.limits.max_step_tokens, values, bucket)
+
+    def put_places(self, values: Numbers, *, bucket: int) -> Tensor:
+        """With zeros up to the bucket."""
+        return self._put("logits", self.limits.max_logit_rows, values, bucket)
+
+    def put_rows(self, values: Numbers) -> Tensor:
+        return self._put("requests", self.limits.max_running, values, 0)
+
+    def put_table(self, table_BM: NDArray[np.int64]) -> Tensor:
+        limit = self.limits.max_running * self.max_pages
+        return self._put("block table entries", limit, table_BM.reshape(-1), 0).view(table_BM.shape)
+
+    def _put(self, name: str, limit: int, values: Numbers, room: int) -> Tensor:
+        if len(values) > limit:
+            raise ValueError(f"{name}: {len(values)} do not fit {limit}")
+        return self.staging.put(values, room=room)
 
 
-class _Staged:
-    """An int64 buffer on the device, filled from the host; on the CPU the two are one."""
-
-    def __init__(self, name: str, size: int, device: torch.device) -> None:
-        self._name = name
-        pinned = device.type == "cuda"
-        self._host = torch.zeros(size, dtype=torch.int64, pin_memory=pinned)
-        self._numpy: NDArray[np.int64] = self._host.numpy()
-        self._device = self._host.to(device)
-
-    def put(self, values: NDArray[np.int64] | Sequence[int]) -> Tensor:
-        size = len(values)
-        if size > len(self._numpy):
-            raise ValueError(f"{self._name}: {size} do not fit {len(self._numpy)}")
-        self._numpy[:size] = values
-        if self._device is not self._host:
-            self._device[:size].copy_(self._host[:size], non_blocking=True)
-        return self._device[:size]
-
-
-def build_batch(rows: Sequence[StepRow], buffers: StepBuffers) -> Batch:
+def build_batch(rows: Sequence[StepRow], buffers: StepBuffers, *, bucket: int = 0) -> Batch:
     """The one way from rows to tensors.
+
+    With a `bucket` all rows are of one token and sampled; token ids, positions and places are
+    then as many as that, those past the rows are zeros, and all three lie where they lie in any
+    step of this bucket.
 
     Raises:
         ValueError: the step is larger than its buffers, or a row contradicts itself.
     """
     if not rows:
         raise ValueError("a step needs at least one row")
+    buffers.staging.turn()
     lens = np.array([row.num_tokens for row in rows], dtype=np.int64)
     starts = np.array([row.start for row in rows], dtype=np.int64)
     ends = np.cumsum(lens)
     positions = np.arange(ends[-1]) - np.repeat(ends - lens - starts, lens)
-    table_BM = _block_table(rows, buffers)
-    request_T = np.repeat(np.arange(len(rows)), lens)
-    pages = table_BM[request_T, positions // buffers.tokens_per_page]
-    offsets = positions % buffers.tokens_per_page
     feeds = [i for i, row in enumerate(rows) if not row.token_ids]
     drawn = [row for row in rows if row.sample]
     wanted = _logit_places(rows, ends - lens)
-    position_T = buffers.positions.put(positions)
     segments, places = _segments(rows, ends), np.array(wanted.places, dtype=np.int64)
-    return Batch(
-        input_ids_T=buffers.input_ids.put(_token_ids(rows)),
+    # First what a recording reads: its places depend on the bucket alone.
+    input_ids_T = buffers.put_tokens(_token_ids(rows), bucket=bucket)
+    position_T = buffers.put_tokens(positions, bucket=bucket)
+    sample_idx = buffers.put_places(places, bucket=bucket)
+    batch = Batch(
+        input_ids_T=input_ids_T,
         position_T=position_T,
-        attention=AttentionWork(
-            query_lens=tuple(lens.tolist()),
-            context_lens=tuple((starts + lens).tolist()),
-            block_table_BM=buffers.block_table.put(table_BM.reshape(-1)).view(len(rows), -1),
-            page_T=buffers.pages.put(pages),
-            offset_T=buffers.offsets.put(offsets),
-            position_T=position_T,
-            fresh_pages=buffers.fresh_pages.put(pages[offsets == 0]),
-        ),
+        attention=_attention_work(rows, lens, starts, positions, position_T, buffers),
         segments=segments,
         head_segments=_among(segments, places),
-        sample_idx=buffers.sample_idx.put(places),
+        sample_idx=sample_idx,
         told=tuple(wanted.told),
         drawn=tuple(drawn),
-        drawn_idx=buffers.drawn_idx.put(wanted.drawn),
-        drawn_row=buffers.drawn_row.put([row.row for row in drawn]),
-        feed_idx=buffers.feed_idx.put(ends[feeds] - 1),
-        feed_row=buffers.feed_row.put([rows[i].row for i in feeds]),
+        drawn_idx=buffers.put_rows(wanted.drawn),
+        drawn_row=buffers.put_rows([row.row for row in drawn]),
+        feed_idx=buffers.put_rows(ends[feeds] - 1),
+        feed_row=buffers.put_rows([rows[i].row for i in feeds]),
+    )
+    buffers.staging.send()
+    return batch
+
+
+def _attention_work(  # noqa: PLR0917 - the step's own arrays, in their order
+    rows: Sequence[StepRow],
+    lens: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    position_T: Tensor,
+    buffers: StepBuffers,
+) -> AttentionWork:
+    """The step's tokens alone, without a bucket's padding."""
+    table_BM = _block_table(rows, buffers)
+    pages = table_BM[np.repeat(np.arange(len(rows)), lens), positions // buffers.tokens_per_page]
+    offsets = positions % buffers.tokens_per_page
+    return AttentionWork(
+        query_lens=tuple(lens.tolist()),
+        context_lens=tuple((starts + lens).tolist()),
+        block_table_BM=buffers.put_table(table_BM),
+        page_T=buffers.put_tokens(pages, bucket=0),
+        offset_T=buffers.put_tokens(offsets, bucket=0),
+        position_T=position_T[: len(positions)],
+        fresh_pages=buffers.put_tokens(pages[offsets == 0], bucket=0),
     )
 
 

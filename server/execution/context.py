@@ -7,6 +7,7 @@ requests. It takes the place of a module global, so that two models may live in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.attention import AttentionOptions
 from ...kernels.lora import LoraBackend, LoraWork, add_lora
+from ..errors import ModelRefused
 
 
 class Attend(Protocol):
@@ -38,30 +40,38 @@ class LoraStep:
     num_rows: int  # that every site is given
     backend: LoraBackend
 
-    def add(self, site: int, hidden_TI: Tensor, out_TO: Tensor) -> None:
-        """Add every adapter's product at `site` to its rows of `out_TO`."""
+    def add(self, sites: Sequence[int], input: Tensor, outs_TO: Sequence[Tensor]) -> None:  # noqa: A002
+        """Add every adapter's product with `input` at each of the sites to its rows of their outs.
+
+        Raises:
+            ModelRefused: what the sites are given is not the step's rows.
+        """
+        hidden_TI = input.reshape(-1, input.shape[-1]).contiguous()
+        if hidden_TI.shape[0] != self.num_rows:
+            raise ModelRefused(
+                f"site {sites[0]} sees {hidden_TI.shape[0]} rows in a step of "
+                f"{self.num_rows}: its rows are not the step's tokens in order",
+                field="--model",
+            )
         add_lora(
-            hidden_TI,
-            self.pool_PE,
-            self.work,
-            sites=(site,),
-            outs_TO=(out_TO,),
-            backend=self.backend,
+            hidden_TI, self.pool_PE, self.work, sites=sites, outs_TO=outs_TO, backend=self.backend
         )
 
 
 class StepContext:
     """Set before a forward, empty between two."""
 
-    __slots__ = ("attend", "head", "lora")
+    __slots__ = ("attend", "head", "lora", "turn")
 
     def __init__(self) -> None:
         self.attend: Attend | None = None
         self.lora: LoraStep | None = None  # None: no row of this step has an adapter
         # The same for the head, which sees sampled rows only. None: none of them has an adapter.
         self.head: LoraStep | None = None
+        self.turn = 0  # of the forward: what was computed in another is void
 
     def clear(self) -> None:
+        self.turn += 1
         self.attend = None
         self.lora = None
         self.head = None

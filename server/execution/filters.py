@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..scheduling.sampling import SamplingParams
+from .sampler_device import ON_CPU, SamplerDevice
 
 # Likeliest tokens that top-p looks at before it sorts a whole vocabulary: of 32,000 tokens to find
 # these takes 0.05 and 0.4 ms a row, to sort them 1.8.
@@ -25,52 +26,61 @@ SUM_ERROR, TIED_SUM_ERROR = 4e-6, 1.5e-9
 TIED_SHARE = 1 / 16  # of neighbours in the head
 
 
-def scale(scores_BV: Tensor, peak_B1: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def scale(
+    scores_BV: Tensor,
+    peak_B1: Tensor,
+    params: Sequence[SamplingParams],
+    *,
+    on: SamplerDevice = ON_CPU,
+) -> Tensor:
     """Semantics: out = scores / temperature.
 
     Where that would overflow, the row's peak is moved to zero first; the filters see differences
     only.
     """
-    temperature_B1 = temperatures(params, scores_BV.device)
-    shift_B1 = torch.where((peak_B1 / temperature_B1).isfinite(), 0.0, peak_B1)
+    temperature_B1 = temperatures(params, on)
+    shift_B1 = peak_B1.masked_fill((peak_B1 / temperature_B1).isfinite(), 0.0)
     return (scores_BV - shift_B1).div_(temperature_B1)
 
 
-def temperatures(params: Sequence[SamplingParams], device: torch.device) -> Tensor:
+def temperatures(params: Sequence[SamplingParams], on: SamplerDevice) -> Tensor:
     """[B, 1] in fp32, inside of what it holds."""
     limits = torch.finfo(torch.float32)
-    return _column([min(max(one.temperature, limits.tiny), limits.max) for one in params], device)
+    return on.column([min(max(one.temperature, limits.tiny), limits.max) for one in params])
 
 
-def keep_likely(scaled_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def keep_likely(
+    scaled_BV: Tensor, params: Sequence[SamplingParams], *, on: SamplerDevice = ON_CPU
+) -> Tensor:
     """The scores with -inf for what may not be drawn."""
     vocab, first = scaled_BV.shape[-1], params[0]
     if 0 < first.top_k < vocab:
-        scaled_BV = _keep_top_k(scaled_BV, [one.top_k for one in params])
+        scaled_BV = _keep_top_k(scaled_BV, [one.top_k for one in params], on)
     if first.top_p < 1:
-        scaled_BV = _keep_top_p(scaled_BV, [one.top_p for one in params])
+        scaled_BV = _keep_top_p(scaled_BV, [one.top_p for one in params], on)
     if first.min_p > 0:
-        scaled_BV = _keep_min_p(scaled_BV, [one.min_p for one in params])
+        scaled_BV = _keep_min_p(scaled_BV, [one.min_p for one in params], on)
     return scaled_BV
 
 
-def _keep_top_k(scores_BV: Tensor, top_ks: Sequence[int]) -> Tensor:
+def _keep_top_k(scores_BV: Tensor, top_ks: Sequence[int], on: SamplerDevice) -> Tensor:
     """Everything as likely as the k-th."""
-    rank_B1 = torch.tensor(top_ks, dtype=torch.int64, device=scores_BV.device)[:, None] - 1
+    rank_B1 = on.put(top_ks)[:, None] - 1
     edge_B1 = scores_BV.topk(max(top_ks)).values.gather(1, rank_B1)
     return scores_BV.masked_fill(scores_BV < edge_B1, -torch.inf)
 
 
-def _keep_top_p(scores_BV: Tensor, top_ps: Sequence[float]) -> Tensor:
+def _keep_top_p(scores_BV: Tensor, top_ps: Sequence[float], on: SamplerDevice) -> Tensor:
     """The fewest likeliest tokens that reach p: away goes who has, with everyone less likely, at
     most 1 - p.
     """
-    rest_B1 = _column([1 - top_p for top_p in top_ps], scores_BV.device)
-    edge_B1, kept_B1 = _find_edge(scores_BV, rest_B1)
+    rest_B1 = on.column([1 - top_p for top_p in top_ps])
+    find_edge = _find_edge if on.may_look else _find_edge_by_sorting
+    edge_B1, kept_B1 = find_edge(scores_BV, rest_B1)
     gone_BV = scores_BV < edge_B1
     equal_BV = scores_BV == edge_B1
     surplus_B1 = (~gone_BV).sum(1, keepdim=True) - kept_B1
-    if bool(surplus_B1.any()):
+    if not on.may_look or bool(surplus_B1.any()):
         gone_BV |= equal_BV & (equal_BV.cumsum(1) <= surplus_B1)
     return scores_BV.masked_fill(gone_BV, -torch.inf)
 
@@ -120,17 +130,16 @@ def _find_edge_in_head(
 def _find_edge_by_sorting(scores_BV: Tensor, rest_B1: Tensor) -> tuple[Tensor, Tensor]:
     """The definition: sums of probabilities from the least likely upwards."""
     rising_BV = scores_BV.sort(dim=1).values
-    kept_BV = rising_BV.softmax(1).cumsum(1) > rest_B1
+    # A GPU adds up a row alone in another order than rows together, and in an order that may
+    # change: in fp64 that moves no edge.
+    dtype = torch.float64 if scores_BV.is_cuda else torch.float32
+    kept_BV = rising_BV.softmax(1).cumsum(1, dtype=dtype) > rest_B1
     kept_B1 = kept_BV.sum(1, keepdim=True).clamp_min_(1)
     return rising_BV.gather(1, scores_BV.shape[1] - kept_B1), kept_B1
 
 
-def _keep_min_p(scores_BV: Tensor, min_ps: Sequence[float]) -> Tensor:
+def _keep_min_p(scores_BV: Tensor, min_ps: Sequence[float], on: SamplerDevice) -> Tensor:
     """Everything at least this much as likely as the likeliest."""
     share_BV = scores_BV.softmax(1)
-    least_B1 = _column(min_ps, scores_BV.device) * share_BV.amax(1, keepdim=True)
+    least_B1 = on.column(min_ps) * share_BV.amax(1, keepdim=True)
     return scores_BV.masked_fill(share_BV < least_B1, -torch.inf)
-
-
-def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]

@@ -20,6 +20,7 @@ from .context import StepContext
 from .refusals import refused
 
 NAME = "lorry"
+OPAQUE_NAME = "lorry_opaque"  # the same, which torch's compiler calls and does not read
 _CONTEXT = "lorry_context"
 
 
@@ -86,8 +87,21 @@ def attach(model: PreTrainedModel, context: StepContext) -> None:
     switch(model, NAME)
 
 
+def make_opaque(model: PreTrainedModel) -> None:
+    """For a model whose layers are compiled; otherwise the plain function has less to call."""
+    AttentionInterface.register(OPAQUE_NAME, torch.compiler.disable(_attention_in_one_layout))
+    switch(model, OPAQUE_NAME)
+
+
+def _attention_in_one_layout(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """Code is compiled for a layout; a backend may have one for prompts and another for decode."""
+    out_1THK, weights = attention_forward(*args, **kwargs)
+    # By way of one dimension: strides of a dimension of one element are anything otherwise.
+    return out_1THK.reshape(-1).view(out_1THK.shape), weights
+
+
 def switch(model: PreTrainedModel, implementation: str) -> None:
-    """`lorry`, or the model's own `eager` (the self-proof compares the two).
+    """One of ours, or the model's own `eager` (the self-proof compares the two).
 
     Raises:
         ModelRefused: the model does not take the interface.
@@ -96,8 +110,12 @@ def switch(model: PreTrainedModel, implementation: str) -> None:
         model.set_attn_implementation(implementation)
     except (ValueError, KeyError) as error:
         raise _no_interface(model, error) from error
-    if model.config._attn_implementation != implementation:  # pyright: ignore[reportPrivateUsage]
+    if current(model) != implementation:
         raise _no_interface(model, "it keeps its own")
+
+
+def current(model: PreTrainedModel) -> str:
+    return str(model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
 
 
 def _no_interface(model: PreTrainedModel, reason: object) -> ModelRefused:
@@ -115,6 +133,7 @@ class KvShape:
     num_kv_heads: int
     head_dim: int
     max_window: int  # largest sliding window of any layer; 0: none
+    num_heads: int  # of queries, of the layer with the most
 
 
 @torch.inference_mode()
@@ -126,10 +145,13 @@ def probe_kv_shape(model: PreTrainedModel, context: StepContext) -> KvShape:
             of other tokens than the input layer.
     """
     seen: list[tuple[int, tuple[int, ...], tuple[int, ...], int]] = []
+    num_heads = 1
 
     def record(
         layer: int, query_THK: Tensor, key_TGK: Tensor, value_TGK: Tensor, options: AttentionOptions
     ) -> Tensor:
+        nonlocal num_heads
+        num_heads = max(num_heads, query_THK.shape[1])
         shapes = tuple(key_TGK.shape), tuple(value_TGK.shape)
         seen.append((layer, *shapes, options.sliding_window or 0))
         # Values may be of another width than queries.
@@ -173,7 +195,8 @@ def probe_kv_shape(model: PreTrainedModel, context: StepContext) -> KvShape:
             field="--model",
         )
     _, num_kv_heads, head_dim = shapes.pop()
-    return KvShape(num_layers, num_kv_heads, head_dim, max(window for *_, window in seen))
+    max_window = max(window for *_, window in seen)
+    return KvShape(num_layers, num_kv_heads, head_dim, max_window, num_heads)
 
 
 def _check_head(head_width: int, vocab_size: int) -> None:

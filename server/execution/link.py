@@ -76,7 +76,9 @@ class PoolLink:
             thread.start()
 
     def start(self, order: LoadOrder) -> None:
-        """Begin; never blocks."""
+        """Begin; never blocks. To be called by the thread that launches steps, on their stream:
+        whatever was launched before may still read the pages.
+        """
         freed = None
         if self._pool_PE.is_cuda:
             freed = torch.cuda.Event()
@@ -120,6 +122,7 @@ class PoolLink:
                 self._load(order, stream, freed)
             # The thread's last line of defence: every order gets an answer, whatever happens.
             except Exception as error:
+                _finish_copies(stream)
                 self._tell(LoadFailed(order.load_id, _as_adapter_error(order, error)))
 
     def _load(
@@ -134,6 +137,7 @@ class PoolLink:
             with torch.cuda.stream(stream):
                 self._copy(image.pages, order.pages, done, landed_pages)
             if self._closing.is_set():
+                _finish_copies(stream)
                 return
             if stream is not None:
                 # The thread waits, so that "landed" means landed for every stream.
@@ -168,6 +172,17 @@ class PoolLink:
     def _tell(self, event: LinkEvent) -> None:
         self._events.append(event)
         self._wake()
+
+
+def _finish_copies(stream: torch.cuda.Stream | None) -> None:
+    """Wait for the copies of a load that ends before its time: its pages go to others next."""
+    if stream is None:
+        return
+    try:
+        stream.synchronize()
+    # A device that has failed copies nothing more, and the answer must go out all the same.
+    except RuntimeError as error:
+        _log.warning("the device failed in a load: %s", error)
 
 
 def _layer_groups(layout: ImageLayout) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..scheduling.sampling import TokenLogprobs
-from .sampler import blocks
+from .sampler_device import sampler_device
 
 
 def token_logprobs(
@@ -23,7 +23,7 @@ def token_logprobs(
     """A record per row of logits: of this token, and of the row's own number of likeliest ones."""
     vocab = logits_BV.shape[1]
     records: list[TokenLogprobs] = []
-    for some in blocks(range(len(token_ids)), vocab):
+    for some in sampler_device(logits_BV.device).blocks(len(token_ids), vocab):
         ids, tops = [token_ids[i] for i in some], [min(num_top[i], vocab) for i in some]
         block_BV = logits_BV[some[0] : some[-1] + 1].float()
         idx_B1 = torch.tensor(ids, dtype=torch.int64, device=block_BV.device)[:, None]

@@ -7,7 +7,7 @@ base's fingerprint. Does not know requests, the pool's size or adapters. Called 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from ..config import ModelConfig
 from ..errors import ConfigError, ModelRefused
 from .base_hashes import hash_base_weights
 from .context import StepContext
+from .fusing import compile_layers
 from .interface import KvShape, attach, probe_kv_shape
 from .packed import pack_linears
 from .refusals import check_config, check_loaded, check_window, plain_parts, quant_method_of
 from .rope import check_positions, fix_longrope
+from .siblings import merge_siblings
 from .sites import install_sites
 
 TOKENS_PER_PAGE = 16
@@ -56,11 +58,17 @@ class LoadedModel:
     fingerprint: str  # of the base's weights
     max_model_len: int  # tokens of prompt and answer
     max_window: int  # largest sliding window in tokens; 0: none
+    num_heads: int  # of queries
     geometry: PageGeometry
     image_spec: ImageSpec
     eos_ids: tuple[int, ...]
     vocab_size: int
+    siblings: tuple[tuple[int, ...], ...] = ()  # sites that one module gives the same input
     notes: tuple[str, ...] = ()  # choices made for all requests at once, for the log
+
+    @property
+    def page_bytes(self) -> int:
+        return self.geometry.page_elements * self.dtype.itemsize
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -73,9 +81,21 @@ def load_model(config: ModelConfig) -> LoadedModel:
     device = _device(config.device)
     model = _load_weights(config, device)
     loaded = prepare_model(model, max_model_len=config.max_model_len)
-    # After everything that reads weights. The self-proof judges what the packed ones compute.
-    pack_linears(model)
-    return loaded
+    return settle_weights(loaded, compiled=config.compile_layers)
+
+
+def settle_weights(loaded: LoadedModel, *, compiled: bool = False) -> LoadedModel:
+    """Lay the weights out for products, after everything that reads them. The self-proof judges
+    what is computed from then on.
+    """
+    # Not on a CPU: columns of a wider buffer cost workload W more than the products gain.
+    if loaded.device.type != "cpu":
+        merge_siblings(loaded.model, loaded.siblings)
+    pack_linears(loaded.model)
+    if not compiled:
+        return loaded
+    num_graphs = compile_layers(loaded.model, loaded.context).num_graphs
+    return replace(loaded, notes=(*loaded.notes, f"layers compiled in {num_graphs} pieces"))
 
 
 def prepare_model(model: PreTrainedModel, *, max_model_len: int = 0) -> LoadedModel:
@@ -91,7 +111,7 @@ def prepare_model(model: PreTrainedModel, *, max_model_len: int = 0) -> LoadedMo
     kv = probe_kv_shape(model, context)
     check_window(text_config, seen=kv.max_window, max_model_len=max_len)
     geometry = page_geometry(kv, element_bytes=model.dtype.itemsize)
-    sites = install_sites(model, context, num_layers=kv.num_layers)
+    installed = install_sites(model, context, num_layers=kv.num_layers)
     check_positions(model, context, max_len)
     return LoadedModel(
         model=model,
@@ -102,13 +122,18 @@ def prepare_model(model: PreTrainedModel, *, max_model_len: int = 0) -> LoadedMo
         fingerprint=fingerprint,
         max_model_len=max_len,
         max_window=kv.max_window,
+        num_heads=kv.num_heads,
         geometry=geometry,
         image_spec=ImageSpec(
-            geometry.page_elements, _dtype_name(model.dtype), sites, hash_base_weights(model)
+            geometry.page_elements,
+            _dtype_name(model.dtype),
+            installed.sites,
+            hash_base_weights(model),
         ),
         eos_ids=_eos_ids(model),
         vocab_size=int(text_config.vocab_size),
-        notes=notes,
+        siblings=installed.siblings,
+        notes=(*notes, *installed.notes),
     )
 
 
@@ -174,8 +199,24 @@ def _load_weights(config: ModelConfig, device: torch.device) -> PreTrainedModel:
             field="--model",
         ) from error
     check_loaded(model, info, quant_method)
+    if not quant_method:
+        return model.to(device)
     # A quantizer has put its weights where they belong.
-    return model if quant_method else model.to(device)
+    _widen_unpacked(model)
+    return model
+
+
+@torch.no_grad()
+def _widen_unpacked(model: PreTrainedModel) -> None:
+    """Weights that transformers 5.17 unpacks stay in 16 bits in a model of fp32, and what is
+    computed with them is rounded; later versions widen them, which changes no value.
+    """
+    if model.dtype != torch.float32:
+        return
+    for parameter in model.parameters():
+        is_plain = len(plain_parts(parameter)) == 1
+        if is_plain and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def _device(name: str) -> torch.device:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
@@ -18,10 +17,9 @@ _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 
 
-def noise_keys(seeds_and_positions: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Where the sequence of each token's noise begins: int64 [B]."""
-    keys = [_signed(_key(seed, position)) for seed, position in seeds_and_positions]
-    return torch.tensor(keys, dtype=torch.int64, device=device)
+def noise_keys(seeds_and_positions: Sequence[tuple[int, int]]) -> list[int]:
+    """Where the sequence of each token's noise begins, as signed 64-bit integers."""
+    return [_signed(_key(seed, position)) for seed, position in seeds_and_positions]
 
 
 def gumbel(keys: Tensor, token_ids: Tensor) -> Tensor:

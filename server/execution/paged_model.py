@@ -7,6 +7,7 @@ Does not know sampling, requests or who owns a page. Used by the runner and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -14,13 +15,23 @@ import torch
 from torch import Tensor
 
 from ...adapters.image import ImageLayout, tile_cols
-from ...kernels import attention, lora
+from ...kernels import attention
 from ...kernels.attention import AttentionBackend, AttentionOptions, AttentionWork
 from ...kernels.lora import FactorTiles, LoraBackend, LoraTable, LoraWork, Segment, SiteShape
+from .backends import choose_kernels, make_attention, make_lora
 from .batch import Batch, StepCapacity
 from .context import LoraStep
 from .model import LoadedModel
-from .workspace_size import make_workspace
+from .sites import find_sites
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """What is computed next."""
+
+    batch: Batch
+    lora: LoraStep | None
+    head: LoraStep | None
 
 
 class PagedModel:
@@ -32,6 +43,7 @@ class PagedModel:
         *,
         num_pages: int,
         limits: StepCapacity,
+        kernels: str = "auto",
         attention_backend: AttentionBackend | None = None,
         lora_backend: LoraBackend | None = None,
     ) -> None:
@@ -54,10 +66,12 @@ class PagedModel:
             tile_cols=tile_cols(geometry.page_elements),
             pool_elements=self.pool_PE.numel(),
         )
-        self._attention = attention_backend or attention.choose_backend("cpu")
-        self._lora = lora_backend or lora.choose_backend(
-            "cpu", workspace=make_workspace(loaded, limits.workspace_rows)
-        )
+        sites = find_sites(loaded.model)
+        self._head_sites = [site for site, module in sites.items() if module.at_head]
+        kernels = choose_kernels(kernels, loaded.device)
+        self._step: _Step | None = None  # prepared last
+        self._attention = attention_backend or make_attention(kernels, loaded, limits)
+        self._lora = lora_backend or make_lora(kernels, loaded, limits, self._table)
 
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         """Let `slot` mean the image that lies in `pages`, in the order of the image's pages.
@@ -91,15 +105,51 @@ class PagedModel:
             self.pool_PE.index_fill_(0, self._page_idx(pages), 0)
             self._lora.forget()
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Logits [wanted places, V] in the model's dtype; new keys and values go to their pages."""
-        work = batch.attention
-        attention.clear_fresh(self._kv_PL2GZK, work)
-        context = self.loaded.context
-        context.attend = _Attend(self._kv_PL2GZK, work, self._attention)
-        context.lora = self._lora_step(batch.segments, batch.attention.num_tokens)
-        context.head = self._lora_step(batch.head_segments, len(batch.sample_idx))
+        lora_step = self._lora_step(batch.segments, len(batch.input_ids_T))
+        head_step = self._lora_step(self._at_head(batch), len(batch.sample_idx))
+        if lora_step is not None:
+            self._lora.prepare([lora_step.work, head_step and head_step.work])
+        self._prepare(_Step(batch, lora_step, head_step), fixed=False)
+        return self.compute()
+
+    def prepare(self, batch: Batch, *, with_lora: bool) -> None:
+        """Make a bucket's step the one that `compute` computes: what is launched then depends on
+        the bucket and on `with_lora` alone.
+
+        `with_lora`: adapters' products are computed, be they of no row; without it there are none.
+        """
+        steps: list[LoraStep | None] = [None, None]
+        if with_lora:
+            parts = (batch.segments, self._at_head(batch))
+            works = [LoraWork(self._table, part) for part in parts]
+            self._lora.prepare(works, fixed=True)
+            num_rows = len(batch.input_ids_T)
+            steps = [LoraStep(work, self.pool_PE, num_rows, self._lora) for work in works]
+        self._prepare(_Step(batch, *steps), fixed=True)
+
+    def _prepare(self, step: _Step, *, fixed: bool) -> None:
+        work = step.batch.attention
+        if self._attention.needs_clear:
+            attention.clear_fresh(self._kv_PL2GZK, work)
+        self._attention.prepare(work, fixed=fixed)
+        self._step = step
+
+    def reads(self) -> list[Tensor]:
+        """Where the prepared step lies, beside what the backends took when they were made."""
+        assert self._step is not None, "nothing was prepared"
+        batch = self._step.batch
+        return [batch.input_ids_T, batch.position_T, batch.sample_idx, self.pool_PE]
+
+    @torch.inference_mode()
+    def compute(self) -> Tensor:
+        """Logits of the step that was prepared last."""
+        context, step = self.loaded.context, self._step
+        assert step is not None, "nothing was prepared"
+        batch = step.batch
+        context.attend = _Attend(self._kv_PL2GZK, batch.attention, self._attention)
+        context.lora, context.head = step.lora, step.head
         try:
             out = self.loaded.model(
                 input_ids=batch.input_ids_T[None],
@@ -115,6 +165,14 @@ class PagedModel:
         if not segments:
             return None
         return LoraStep(LoraWork(self._table, segments), self.pool_PE, num_rows, self._lora)
+
+    def _at_head(self, batch: Batch) -> list[Segment]:
+        """Of adapters that have a head: most have none, and its product is then left out."""
+        return [
+            segment
+            for segment in batch.head_segments
+            if any(site in self._table.factors(segment.slot) for site in self._head_sites)
+        ]
 
     def _page_idx(self, pages: Sequence[int]) -> Tensor:
         return torch.tensor(list(pages), dtype=torch.int64, device=self.pool_PE.device)
@@ -155,7 +213,14 @@ class _Attend:
         value_TGK: Tensor,
         options: AttentionOptions,
     ) -> Tensor:
-        attention.write_kv(key_TGK, value_TGK, self._kv_PL2GZK, self._work, layer=layer)
+        attention.write_kv(
+            key_TGK,
+            value_TGK,
+            self._kv_PL2GZK,
+            self._work,
+            layer=layer,
+            backend=self._backend,
+        )
         return attention.paged_attention(
             query_THK,
             self._kv_PL2GZK,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..scheduling.sampling import SamplingParams
 from .batch import StepRow
+from .sampler_device import ON_CPU, SamplerDevice
 
 SPARE_TOKENS = 64  # new ones that a history has room for before it moves
 
@@ -90,26 +91,30 @@ class Histories:
 
 
 def adjust(
-    scores_BV: Tensor, params: Sequence[SamplingParams], seen: Sequence[Seen | None]
+    scores_BV: Tensor,
+    params: Sequence[SamplingParams],
+    seen: Sequence[Seen | None],
+    *,
+    on: SamplerDevice = ON_CPU,
 ) -> None:
     """Changes the scores in place, in transformers' order: bias first."""
     if any(one.logit_bias for one in params):
-        _add_bias(scores_BV, params)
+        _add_bias(scores_BV, params, on)
     rows = [i for i, one in enumerate(seen) if one is not None and len(one.token_ids)]
     if rows:
-        _penalize(scores_BV, rows, params, seen)
+        _penalize(scores_BV, rows, params, seen, on)
 
 
-def _add_bias(scores_BV: Tensor, params: Sequence[SamplingParams]) -> None:
+def _add_bias(scores_BV: Tensor, params: Sequence[SamplingParams], on: SamplerDevice) -> None:
     vocab = scores_BV.shape[1]
     entries = [
         (row * vocab + token, value)
         for row, one in enumerate(params)
         for token, value in one.logit_bias
     ]
-    flat = torch.tensor([place for place, _ in entries], dtype=torch.int64)
-    values = torch.tensor([value for _, value in entries], dtype=torch.float32)
-    scores_BV.view(-1).index_add_(0, flat.to(scores_BV.device), values.to(scores_BV.device))
+    flat = on.put([place for place, _ in entries])
+    values = on.put([value for _, value in entries], torch.float32)
+    scores_BV.view(-1).index_add_(0, flat, values)
 
 
 def _penalize(
@@ -117,18 +122,19 @@ def _penalize(
     rows: Sequence[int],
     params: Sequence[SamplingParams],
     seen: Sequence[Seen | None],
+    on: SamplerDevice,
 ) -> None:
-    device, vocab = scores_BV.device, scores_BV.shape[1]
+    vocab = scores_BV.shape[1]
     histories = [one for one in (seen[i] for i in rows) if one is not None]
     lens = [len(one.token_ids) for one in histories]
     token_ids = np.concatenate([one.token_ids for one in histories])
 
     def spread(values: Sequence[float]) -> Tensor:
         """One number a row becomes one a token."""
-        return torch.from_numpy(np.repeat(np.array(values, np.float32), lens)).to(device)
+        return on.put(np.repeat(np.array(values, np.float32), lens), torch.float32)
 
-    flat = torch.from_numpy(token_ids + np.repeat(np.array(rows) * vocab, lens)).to(device)
-    counts = torch.from_numpy(np.concatenate([one.counts for one in histories])).to(device)
+    flat = on.put(token_ids + np.repeat(np.array(rows) * vocab, lens))
+    counts = on.put(np.concatenate([one.counts for one in histories]), torch.float32)
     repetition = spread([params[i].repetition_penalty for i in rows])
     frequency = spread([params[i].frequency_penalty for i in rows])
     presence = spread([params[i].presence_penalty for i in rows])

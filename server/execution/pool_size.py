@@ -1,7 +1,8 @@
 """How many pages the pool gets, found once at start.
 
-Owns the rule for each device: the flag, else a quarter of a CPU's free memory (at most 1 GiB)
-or 85 % of what a GPU has left after a warm-up. Does not know what pages are for.
+Owns the rule for each device: the flag, else a quarter of a CPU's free memory (at most 1 GiB), or
+what a GPU has left beside a whole server with a small pool, less a margin: for lists that grow with
+the pool, and for memory that falls into pieces. Does not know what pages are for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..errors import ConfigError
 
 CPU_SHARE = 0.25
 CPU_LIMIT_BYTES = 1 * GIB
-GPU_SHARE = 0.85
+GPU_MARGIN_BYTES = 2 * GIB  # not measured yet
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -34,14 +35,16 @@ def choose_num_pages(pool_bytes: int, page_bytes: int) -> int:
     return pool_bytes // page_bytes
 
 
-def default_pool_bytes(device: torch.device) -> int:
-    """The device's own rule, where no flag names the bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return int(GPU_SHARE * free_bytes)
+def default_pool_bytes() -> int:
+    """A CPU's own rule, where no flag names the bytes."""
     return min(int(CPU_SHARE * free_host_bytes()), CPU_LIMIT_BYTES)
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """What nobody has taken of a GPU; what torch keeps for later is taken."""
+    torch.cuda.synchronize(device)
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes
 
 
 def free_host_bytes() -> int:

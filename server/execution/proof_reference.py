@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import interface
+from .fusing import as_written
 from .model import LoadedModel
 from .packed import plain_weights
 from .sites import find_sites
@@ -34,23 +35,25 @@ def eager_logits(
     """Logits [T, V] in fp32 of one prompt; with `upcast` the whole forward runs in fp32."""
     model = loaded.model
     with ExitStack() as stack:
+        stack.enter_context(as_written(model))
         stack.enter_context(_eager(loaded))
         stack.enter_context(plain_weights(model))
         if dense is not None:
             stack.enter_context(_dense_lora(loaded, dense))
         if upcast:
-            stack.enter_context(_in_fp32(model, loaded.dtype))
+            stack.enter_context(_in_fp32(model))
         ids_1T = torch.tensor([token_ids], dtype=torch.int64, device=loaded.device)
         return model(input_ids=ids_1T, use_cache=False).logits[0].float()
 
 
 @contextmanager
 def _eager(loaded: LoadedModel) -> Generator[None]:
+    ours = interface.current(loaded.model)
     interface.switch(loaded.model, "eager")
     try:
         yield
     finally:
-        interface.switch(loaded.model, interface.NAME)
+        interface.switch(loaded.model, ours)
 
 
 @contextmanager
@@ -77,19 +80,23 @@ def _dense_lora(loaded: LoadedModel, dense: DenseLora) -> Generator[None]:
 
 
 @contextmanager
-def _in_fp32(model: nn.Module, dtype: torch.dtype) -> Generator[None]:
-    """Cast each module's own weights to fp32 while it runs, and back: the way back is exact.
+def _in_fp32(model: nn.Module) -> Generator[None]:
+    """Let each module have fp32 copies of its own weights while it runs.
 
-    Costs the memory of one module at a time instead of a second model.
+    Costs the memory of one module at a time instead of a second model. What was there comes back
+    itself and not as a copy: it may be a part of a merged weight.
     """
+    kept: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
 
     def up(module: nn.Module, _: object) -> None:
-        for parameter in module.parameters(recurse=False):
+        own = list(module.parameters(recurse=False))
+        kept[module] = [(parameter, parameter.data) for parameter in own]
+        for parameter in own:
             parameter.data = parameter.data.float()
 
     def down(module: nn.Module, _: object, __: object) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
+        for parameter, data in kept.pop(module):
+            parameter.data = data
 
     handles = [
         handle

@@ -8,7 +8,7 @@ Owns no module; called once, when sites are installed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -35,6 +35,8 @@ class SeenLinear:
     out_width: int
     call: int  # its turn among the linears of a forward
     at_head: bool  # it saw the sampled rows only
+    # The turn of the first linear that was given the very same tensor, unchanged: its own, if none.
+    first_call: int
 
 
 @dataclass(slots=True)
@@ -42,7 +44,8 @@ class _Record:
     """What one linear was given and gave in one forward."""
 
     call: int
-    inputs: list[Tensor] = field(default_factory=list[Tensor])
+    inputs: list[Tensor] = field(default_factory=list[Tensor])  # as they were
+    given: list[Tensor] = field(default_factory=list[Tensor])  # the very tensors
     outputs: list[Tensor] = field(default_factory=list[Tensor])
 
 
@@ -80,8 +83,53 @@ def probe_linears(model: PreTrainedModel, context: StepContext) -> list[SeenLine
                 _only_row(record, other, list(places).index(place))
                 for other, place in zip(found, CHANGED, strict=True)
             ):
-                seen.append(SeenLinear(name, candidates[name], *widths, record.call, at_head))
+                first = _first_given(plain.values(), record).call
+                seen.append(
+                    SeenLinear(name, candidates[name], *widths, record.call, at_head, first)
+                )
     return seen
+
+
+def find_siblings(seen: Sequence[SeenLinear]) -> list[list[SeenLinear]]:
+    """Linears of one module that were given the very same tensor, in the order of their calls."""
+    groups: dict[tuple[str, int], list[SeenLinear]] = {}
+    for linear in sorted(seen, key=lambda linear: linear.call):
+        if not linear.at_head:
+            parent = linear.name.rpartition(".")[0]
+            groups.setdefault((parent, linear.first_call), []).append(linear)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+@torch.inference_mode()
+def take_columns(
+    model: PreTrainedModel, context: StepContext, linears: Sequence[nn.Module]
+) -> bool:
+    """Whether the model takes columns of a wider buffer for what these linears say.
+
+    Any code may ask for a view that only rows which lie close together have.
+    """
+
+    def widen(_: nn.Module, __: object, out: Tensor) -> Tensor:
+        return torch.cat([out, out], dim=-1)[..., out.shape[-1] :]
+
+    handles = [module.register_forward_hook(widen) for module in linears]
+    try:
+        run_rows(model, context, range(1, 1 + NUM_TOKENS))
+    except RuntimeError:
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
+    return True
+
+
+def _first_given(records: Iterable[_Record], record: _Record) -> _Record:
+    """The first that was given the same tensor as `record`, with the same numbers in it."""
+    for other in records:
+        same = len(other.given) == 1 and other.given[0] is record.given[0]
+        if same and torch.equal(other.inputs[0], record.inputs[0]):
+            return other
+    return record
 
 
 def _fits(record: _Record, widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> bool:
@@ -115,21 +163,40 @@ def _forward(
     candidates: Mapping[str, nn.Module],
     token_ids: Sequence[int],
 ) -> dict[str, _Record]:
+    records: dict[str, _Record] = {}
+    with _recording(candidates, records):
+        run_rows(model, context, token_ids)
+    return records
+
+
+def run_rows(
+    model: PreTrainedModel,
+    context: StepContext,
+    token_ids: Sequence[int],
+    *,
+    kept: Sequence[int] = KEPT,
+) -> None:
+    """A step of these tokens without a pool: attention of each to itself."""
     device = model.device
     vocab = int(model.config.get_text_config().vocab_size)
+    num_tokens = len(token_ids)
+    # Like a step's own, they are no inference tensors, and positions lie in a longer buffer: the
+    # compiler tells such things apart (fusing.py).
+    with torch.inference_mode(mode=False):
+        ids_1T = torch.tensor([[token % vocab for token in token_ids]], device=device)
+        position_1T = torch.arange(2 * num_tokens + 1, device=device)[:num_tokens][None]
+        kept_idx = torch.tensor(kept, device=device)
     context.attend = pass_values
-    records: dict[str, _Record] = {}
     try:
-        with _recording(candidates, records):
+        with torch.inference_mode():
             model(
-                input_ids=torch.tensor([[token % vocab for token in token_ids]], device=device),
-                position_ids=torch.arange(len(token_ids), device=device)[None],
+                input_ids=ids_1T,
+                position_ids=position_1T,
                 use_cache=False,
-                logits_to_keep=torch.tensor(KEPT, device=device),
+                logits_to_keep=kept_idx,
             )
     finally:
         context.clear()
-    return records
 
 
 @contextmanager
@@ -139,6 +206,7 @@ def _recording(candidates: Mapping[str, nn.Module], records: dict[str, _Record])
             record = records.setdefault(name, _Record(len(records)))
             if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
                 record.inputs.append(args[0].clone())
+                record.given.append(args[0])
                 record.outputs.append(out)
 
         return note

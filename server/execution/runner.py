@@ -1,62 +1,69 @@
 """The runner: one step's rows in, sampled tokens and what the model thought of them out.
 
 Owns the step buffers, the tokens sampled last (they stay on the device and feed the next step
-there) and the start-up order: load, prove, reserve the pool, warm up. A step is over when its
-tokens are on the host: `run` waits for them, so planning and computing do not overlap. Does not
-know plans, policies or owners of pages. Called by the engine once per step.
+there) and the recorded decode steps. `launch` begins a step and gives back its flight; `run` waits
+for it. Between the two a GPU computes without the host. Does not know plans, policies or owners of
+pages. Built by start.py, called by the engine once per step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from math import isnan
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...adapters.image import ImageLayout
-from ..config import ServerConfig
-from ..scheduling.sampling import TokenLogprobs
-from .batch import (
-    Batch,
-    StepBuffers,
-    StepCapacity,
-    StepResult,
-    StepRow,
-    ToldPrompt,
-    build_batch,
-)
-from .host_memory import keep_freed_memory
+from .backends import choose_kernels
+from .batch import Batch, StepBuffers, StepCapacity, StepResult, StepRow, build_batch
+from .flight import Flight, Landed, TokenPost, result_of
+from .graph_proof import replay_bound, replays_off
+from .graphs import DecodeGraphs, is_decode
 from .info import EngineInfo
-from .logprobs import token_logprobs
-from .model import LoadedModel, load_model
+from .model import LoadedModel
 from .paged_model import PagedModel
 from .penalties import Histories
-from .pool_size import choose_num_pages, default_pool_bytes
+from .recorder import CannotRecord, Recorder
 from .sampler import Wish, sample
-from .selfproof import prove
-from .threads import choose_num_threads
-from .warm_up import largest_step, longest_step
-from .workspace_size import choose_workspace_rows, workspace_bytes
+from .sampler_device import sampler_device
+from .telling import tell, tells
+from .warm_up import decode_step, ladder, largest_step, longest_step, warm_up_layouts
+
+_log = logging.getLogger(__name__)
 
 
 class Runner:
-    """See the module. `self_proof` is the line `info()` repeats."""
+    """See the module. `self_proof` is the line `info()` repeats, beside the runner's own notes."""
 
     def __init__(
-        self, loaded: LoadedModel, *, num_pages: int, limits: StepCapacity, self_proof: str = ""
+        self,
+        loaded: LoadedModel,
+        *,
+        num_pages: int,
+        limits: StepCapacity,
+        self_proof: str = "",
+        kernels: str = "auto",
+        recorder: Recorder | None = None,
     ) -> None:
+        device = loaded.device
         self._loaded = loaded
         self._limits = limits
-        self._self_proof = self_proof
-        self._paged = PagedModel(loaded, num_pages=num_pages, limits=limits)
+        self._notes = [self_proof] if self_proof else []
+        kernels = choose_kernels(kernels, device)
+        self._paged = PagedModel(loaded, num_pages=num_pages, limits=limits, kernels=kernels)
         self._buffers = StepBuffers(
-            limits, tokens_per_page=loaded.geometry.tokens_per_page, device=loaded.device
+            limits, tokens_per_page=loaded.geometry.tokens_per_page, device=device
         )
+        self._sampler = sampler_device(device, self._buffers.staging, may_look=kernels != "triton")
         self._histories = Histories()
-        self._last_token_R = torch.zeros(limits.max_rows, dtype=torch.int64, device=loaded.device)
+        self._last_token_R = torch.zeros(limits.max_rows, dtype=torch.int64, device=device)
+        # A step on a CPU is over when its last operation returns: there is nothing to wait for.
+        self._post = TokenPost(limits.max_running, device) if device.type == "cuda" else None
+        self._graphs = (
+            DecodeGraphs(recorder, max_running=limits.max_running) if recorder is not None else None
+        )
 
     @property
     def pool_PE(self) -> Tensor:  # noqa: N802 - a tensor's name says its shape
@@ -80,52 +87,108 @@ class Runner:
         """Fill pages that belong to nobody with NaN (debug)."""
         self._paged.poison(pages)
 
-    @torch.inference_mode()
     def run(self, rows: Sequence[StepRow]) -> StepResult:
         """Compute one step; returns when the sampled tokens are on the host."""
-        batch = build_batch(rows, self._buffers)
-        batch.feed(self._last_token_R)
-        logits_BV = self._paged.forward(batch)
-        if not batch.sample_idx.numel():
-            # Without a token to wait for, the next step could overwrite staged buffers that
-            # are still being copied.
-            if self._loaded.device.type == "cuda":
-                torch.cuda.current_stream(self._loaded.device).synchronize()
-            return StepResult({})
-        drawn_BV = logits_BV.index_select(0, batch.drawn_idx) if batch.told else logits_BV
-        tokens = self._sample(batch, drawn_BV)
-        told = _tell(batch, logits_BV)
-        broken = {row: None for row, token in tokens.items() if token < 0}
-        broken |= {one.row: None for one in told if any(isnan(at.logprob) for at in one.logprobs)}
-        tokens = {row: token for row, token in tokens.items() if row not in broken}
-        return StepResult(
-            tokens=tokens,
-            not_finite=tuple(broken),
-            logprobs=_judge(batch.drawn, drawn_BV, tokens),
-            told=tuple(one for one in told if one.row not in broken),
-        )
+        return self.launch(rows).wait()
 
-    def _sample(self, batch: Batch, logits_BV: Tensor) -> dict[int, int]:
-        """The token of each row that wants one; -1 where the logits are not finite."""
+    @torch.inference_mode()
+    def launch(self, rows: Sequence[StepRow]) -> Flight:
+        """Begin one step; on a GPU it goes on when this returns, unless it tells something.
+
+        At most `MAX_FLIGHTS` may be up at once; they are waited for in order.
+        """
+        bucket = self._graphs.bucket(len(rows)) if self._graphs and is_decode(rows) else 0
+        batch = build_batch(rows, self._buffers, bucket=bucket)
+        batch.feed(self._last_token_R)
+        logits_BV = self._replay(batch, bucket) if bucket else self._paged.forward(batch)
+        drawn_BV = logits_BV.index_select(0, batch.drawn_idx) if batch.told else logits_BV
+        tokens_B = self._sample(batch, drawn_BV)
+        drawn_rows = [row.row for row in batch.drawn]
+        if self._post is not None and not tells(batch):
+            return self._post.send(drawn_rows, tokens_B)
+        result = result_of(drawn_rows, [] if tokens_B is None else tokens_B.tolist())
+        return Landed(tell(batch, logits_BV, drawn_BV, result) if tells(batch) else result)
+
+    def _replay(self, batch: Batch, bucket: int) -> Tensor:
+        """Logits of a decode step by its recording; the padding's are left out."""
+        assert self._graphs is not None
+        with_lora = bool(batch.segments)
+        self._paged.prepare(batch, with_lora=with_lora)
+        return self._graphs.replay(bucket, with_lora=with_lora)[: len(batch.drawn)]
+
+    def _sample(self, batch: Batch, logits_BV: Tensor) -> Tensor | None:
+        """The token of each row that wants one, still on the device; -1 where the logits are not
+        finite. None: nobody wants one.
+        """
         wishes = [
             Wish(row.sampling, row.start + row.num_tokens, seen)
             for row, seen in zip(batch.drawn, self._histories.look(batch.drawn), strict=True)
         ]
         if not wishes:
-            return {}
-        choice = sample(logits_BV, wishes)
+            return None
+        choice = sample(logits_BV, wishes, on=self._sampler)
         self._last_token_R.index_copy_(0, batch.drawn_row, choice.tokens_B)
         # One copy to the host for both: no token is negative.
-        tokens = torch.where(choice.finite_B, choice.tokens_B, -1).tolist()
-        return dict(zip((row.row for row in batch.drawn), tokens, strict=True))
+        return choice.tokens_B.masked_fill(~choice.finite_B, -1)
 
     def warm_up(self) -> None:
-        """Run the largest steps: allocators then hold what any later step needs."""
-        num_pages = self._paged.pool_PE.shape[0]
+        """Run the largest steps: allocators then hold what any later step needs. On a GPU decode
+        steps are recorded first, since recording gives back what is held, and smaller steps follow.
+        """
+        num_pages = len(self._paged.pool_PE)
         pages = [i % num_pages for i in range(self._buffers.max_pages)]
+        if self._graphs is not None:
+            self._record(self._graphs, pages)
         for make in (largest_step, longest_step):
             self.run(make(self._limits, pages))
+        if self._post is not None:
+            self._climb_down(pages)
         self._paged.clear(range(num_pages))
+
+    def _climb_down(self, pages: Sequence[int]) -> None:
+        """The ladder of smaller steps, with adapters of whatever numbers lie in their pages."""
+        num_pages = len(self._paged.pool_PE)
+        spec = self._loaded.image_spec
+        layouts = warm_up_layouts(spec, self._limits.max_rank, num_pages)
+        for slot, layout in enumerate(layouts):
+            self.attach(slot, layout, range(num_pages - layout.num_pages, num_pages))
+        for rows in ladder(self._limits, pages, range(len(layouts))):
+            self.run(rows)
+        for slot in range(len(layouts)):
+            self.detach(slot)
+
+    @torch.inference_mode()
+    def _record(self, graphs: DecodeGraphs, pages: Sequence[int]) -> None:
+        """Record every bucket and prove what was recorded; where that fails, run on without."""
+
+        def build(bucket: int, with_lora: bool) -> Callable[[], Tensor]:
+            rows = decode_step(bucket, pages)
+            batch = build_batch(rows, self._buffers, bucket=bucket)
+            self._paged.prepare(batch, with_lora=with_lora)
+            return self._paged.compute
+
+        try:
+            graphs.record(build, self._paged.reads)
+        except CannotRecord as error:
+            self._do_without(graphs, str(error))
+            return
+        bound = replay_bound(self._loaded.dtype)
+        off = replays_off(self._paged, self._buffers, graphs.buckets, self._replay)
+        what = f"off by {off:.1e} of the logit range (allowed {bound:.1e})"
+        if not off <= bound:
+            self._do_without(graphs, f"replayed ones are {what}")
+        else:
+            sizes = ", ".join(map(str, graphs.buckets))
+            self._note(f"decode steps of {sizes} rows replay CUDA graphs, {what}")
+
+    def _do_without(self, graphs: DecodeGraphs, why: str) -> None:
+        graphs.forget()
+        self._graphs = None
+        self._note(f"decode steps run without CUDA graphs: {why}")
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        _log.info("%s", text)
 
     def info(self) -> EngineInfo:
         loaded, geometry = self._loaded, self._loaded.geometry
@@ -136,77 +199,10 @@ class Runner:
             fingerprint=loaded.fingerprint,
             max_model_len=loaded.max_model_len,
             num_pages=self._paged.pool_PE.shape[0],
-            page_bytes=geometry.page_elements * loaded.dtype.itemsize,
+            page_bytes=loaded.page_bytes,
             tokens_per_page=geometry.tokens_per_page,
             image_spec=loaded.image_spec,
-            self_proof=self._self_proof,
+            self_proof="; ".join(self._notes),
             eos_ids=loaded.eos_ids,
             vocab_size=loaded.vocab_size,
         )
-
-
-def _tell(batch: Batch, logits_BV: Tensor) -> list[ToldPrompt]:
-    """What the model thought of each prompt's own next tokens."""
-    told: list[ToldPrompt] = []
-    for row, first in batch.told:
-        wanted = [row.known_ids[place + 1] for place in row.tell]
-        tops = [row.sampling.prompt_logprobs] * len(wanted)
-        records = token_logprobs(logits_BV[first : first + len(wanted)], wanted, tops)
-        told.append(ToldPrompt(row.row, row.tell.start + 1, tuple(records)))
-    return told
-
-
-def _judge(
-    drawn: Sequence[StepRow], logits_BV: Tensor, tokens: dict[int, int]
-) -> dict[int, TokenLogprobs]:
-    """What the model thought of the tokens sampled, for the rows that want to know."""
-    wanted = [i for i, row in enumerate(drawn) if row.sampling.logprobs >= 0 and row.row in tokens]
-    if not wanted:
-        return {}
-    if len(wanted) < len(drawn):
-        idx = torch.tensor(wanted, dtype=torch.int64, device=logits_BV.device)
-        logits_BV = logits_BV.index_select(0, idx)
-    rows = [drawn[i] for i in wanted]
-    records = token_logprobs(
-        logits_BV, [tokens[row.row] for row in rows], [row.sampling.logprobs for row in rows]
-    )
-    return {row.row: record for row, record in zip(rows, records, strict=True)}
-
-
-def load_runner(config: ServerConfig) -> Runner:
-    """Load the model, prove it, warm up and reserve the pool.
-
-    Raises:
-        ConfigError: a flag does not fit the machine or the model.
-        ModelRefused: the model cannot be served exactly.
-    """
-    keep_freed_memory()
-    loaded = load_model(config.model)
-    torch.set_num_threads(
-        choose_num_threads(
-            config.model.num_threads,
-            num_cores=torch.get_num_threads(),
-            max_running=config.scheduling.max_running,
-            sites=loaded.image_spec.sites,
-        )
-    )
-    proof = prove(loaded)
-    limits = StepCapacity(
-        max_running=config.scheduling.max_running,
-        max_step_tokens=config.scheduling.max_step_tokens,
-        max_model_len=loaded.max_model_len,
-        max_rank=config.memory.max_rank,
-        max_rows=config.scheduling.max_running + config.scheduling.max_waiting,
-    )
-    if loaded.device.type == "cuda":
-        # Over a pool of one page: libraries take theirs, and the pool's rule sees what is left.
-        Runner(loaded, num_pages=1, limits=limits).warm_up()
-    page_bytes = loaded.geometry.page_elements * loaded.dtype.itemsize
-    pool_bytes = config.memory.pool_bytes or default_pool_bytes(loaded.device)
-    limits = replace(limits, workspace_rows=choose_workspace_rows(loaded, pool_bytes))
-    pool_bytes -= workspace_bytes(loaded, limits.workspace_rows)
-    num_pages = choose_num_pages(pool_bytes, page_bytes)
-    runner = Runner(loaded, num_pages=num_pages, limits=limits, self_proof=proof)
-    # Its own workspaces are made here and not in the first request's step.
-    runner.warm_up()
-    return runner

@@ -9,7 +9,7 @@ own logits, wish and history; rows of one kind are worked on together. Called by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,7 @@ from .filters import keep_likely, scale, temperatures
 from .first_max import first_max
 from .noise import gumbel, noise_keys
 from .penalties import Seen, adjust
-
-BLOCK_ELEMENTS = 1 << 18  # of the logits, worked on at once: bounds temporaries
+from .sampler_device import ON_CPU, SamplerDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +55,22 @@ class _Kind:
         return self.top_k_bits > 0 or self.top_p or self.min_p
 
 
-def sample(logits_BV: Tensor, wishes: Sequence[Wish]) -> Choice:
+def sample(logits_BV: Tensor, wishes: Sequence[Wish], *, on: SamplerDevice = ON_CPU) -> Choice:
     """Logits in any float dtype; they stay as they are. Of equal maxima the first is taken."""
     top_B, tokens_B = first_max(logits_BV)
     vocab = logits_BV.shape[-1]
     for kind, rows in _by_kind(wishes, vocab).items():
-        for some in blocks(rows, vocab):
-            idx = torch.tensor(some, dtype=torch.int64, device=logits_BV.device)
+        for block in on.blocks(len(rows), vocab):
+            some = [rows[i] for i in block]
+            idx = on.put(some)
             scores_BV = logits_BV.index_select(0, idx).float()
             chosen = [wishes[i] for i in some]
-            adjust(scores_BV, [wish.sampling for wish in chosen], [wish.seen for wish in chosen])
+            params, seen = [wish.sampling for wish in chosen], [wish.seen for wish in chosen]
+            adjust(scores_BV, params, seen, on=on)
             if kind.drawn:
-                scores_BV = _add_noise(scores_BV, chosen, filters=kind.filters)
+                scores_BV = _add_noise(scores_BV, chosen, on, filters=kind.filters)
             tokens_B.index_copy_(0, idx, first_max(scores_BV)[1])
     return Choice(tokens_B, top_B.isfinite())
-
-
-def blocks(rows: Sequence[int], vocab: int) -> Iterator[Sequence[int]]:
-    """As many rows at a time as temporaries are made for."""
-    size = max(1, BLOCK_ELEMENTS // vocab)
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
 
 
 def _by_kind(wishes: Sequence[Wish], vocab: int) -> dict[_Kind, list[int]]:
@@ -95,19 +89,23 @@ def _by_kind(wishes: Sequence[Wish], vocab: int) -> dict[_Kind, list[int]]:
     return kinds
 
 
-def _add_noise(scores_BV: Tensor, wishes: Sequence[Wish], *, filters: bool) -> Tensor:
+def _add_noise(
+    scores_BV: Tensor, wishes: Sequence[Wish], on: SamplerDevice, *, filters: bool
+) -> Tensor:
     """What comes out largest is the draw. Changes the scores given."""
     params = [wish.sampling for wish in wishes]
-    device = scores_BV.device
     peak_B1 = scores_BV.amax(dim=-1, keepdim=True)
-    left_BV = keep_likely(scale(scores_BV, peak_B1, params), params) if filters else None
+    left_BV = (
+        keep_likely(scale(scores_BV, peak_B1, params, on=on), params, on=on) if filters else None
+    )
     # Largest first to zero: a tiny temperature then overflows nowhere. A filter only rules out:
     # one that lets everything pass changes no draw.
-    scores_BV.sub_(peak_B1).div_(temperatures(params, device))
-    keys_B = noise_keys([(wish.sampling.seed, wish.position) for wish in wishes], device)
-    if left_BV is None:
-        token_V = torch.arange(scores_BV.shape[1], dtype=torch.int64, device=device)
-        return scores_BV.add_(gumbel(keys_B[:, None], token_V))
+    scores_BV.sub_(peak_B1).div_(temperatures(params, on))
+    keys_B = on.put(noise_keys([(wish.sampling.seed, wish.position) for wish in wishes]))
+    if left_BV is None or not on.may_look:
+        token_V = torch.arange(scores_BV.shape[1], dtype=torch.int64, device=scores_BV.device)
+        scores_BV.add_(gumbel(keys_B[:, None], token_V))
+        return scores_BV if left_BV is None else left_BV.where(left_BV == -torch.inf, scores_BV)
     # Noise is the larger part of a draw: made for those alone who may win.
     row, token = (left_BV > -torch.inf).nonzero(as_tuple=True)
     return left_BV.index_put_((row, token), scores_BV[row, token] + gumbel(keys_B[row], token))

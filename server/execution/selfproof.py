@@ -63,6 +63,7 @@ class _Prompt:
 def prove(
     loaded: LoadedModel,
     *,
+    kernels: str = "auto",
     attention_backend: AttentionBackend | None = None,
     lora_backend: LoraBackend | None = None,
 ) -> str:
@@ -91,6 +92,7 @@ def prove(
         loaded,
         num_pages=num_pages,
         limits=limits,
+        kernels=kernels,
         attention_backend=attention_backend,
         lora_backend=lora_backend,
     )

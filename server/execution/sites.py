@@ -10,6 +10,7 @@ know ranks, slots or pages: the step's context does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from ...adapters.image import Site
 from ..errors import ModelRefused
 from .context import StepContext
-from .row_probe import SeenLinear, probe_linears
+from .row_probe import SeenLinear, find_siblings, probe_linears, take_columns
 
 
 class LoraSite(nn.Module):
@@ -38,15 +39,8 @@ class LoraSite(nn.Module):
         step = self.context.head if self.at_head else self.context.lora
         if step is None:
             return out
-        hidden_TI = input.reshape(-1, input.shape[-1]).contiguous()
-        if hidden_TI.shape[0] != step.num_rows:
-            raise ModelRefused(
-                f"site {self.site} sees {hidden_TI.shape[0]} rows in a step of "
-                f"{step.num_rows}: its rows are not the step's tokens in order",
-                field="--model",
-            )
         out = out.contiguous()
-        step.add(self.site, hidden_TI, out.view(-1, out.shape[-1]))
+        step.add((self.site,), input, (out.view(-1, out.shape[-1]),))
         return out
 
 
@@ -58,9 +52,19 @@ class LoraConv1D(LoraSite, Conv1D):  # pyright: ignore[reportIncompatibleMethodO
     """GPT-2's linear: weight [in, out]."""
 
 
+@dataclass(frozen=True, slots=True)
+class InstalledSites:
+    """What an adapter may change, and which of it is computed from the same numbers."""
+
+    sites: tuple[Site, ...]
+    # Sites of one module that are given the very same input, each group in the order of its calls.
+    siblings: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()  # what had to be left apart
+
+
 def install_sites(
     model: PreTrainedModel, context: StepContext, *, num_layers: int
-) -> tuple[Site, ...]:
+) -> InstalledSites:
     """Turn every linear that sees the step's rows in order into a site.
 
     They are listed layer by layer, each layer's in the order of its modules, what comes before
@@ -70,9 +74,10 @@ def install_sites(
     Raises:
         ModelRefused: no list of decoder layers, or no linear in it.
     """
-    prefix, layers = _find_layers(model, num_layers)
+    prefix, layers = find_layers(model, num_layers)
     seen = probe_linears(model, context)
     sites: list[Site] = []
+    idx_of: dict[str, int] = {}
     for linear, layer in _in_order(model, seen, prefix, layers):
         module = linear.module
         try:
@@ -85,8 +90,18 @@ def install_sites(
             ) from error
         assert isinstance(module, LoraSite)
         module.site, module.at_head, module.context = len(sites), linear.at_head, context
+        idx_of[linear.name] = len(sites)
         sites.append(Site(linear.name, layer, linear.in_width, linear.out_width))
-    return tuple(sites)
+    groups = find_siblings(seen)
+    notes = list[str]()
+    if not take_columns(model, context, [linear.module for group in groups for linear in group]):
+        groups = []
+        notes.append("linears that share an input stay apart: their outputs must be contiguous")
+    return InstalledSites(
+        tuple(sites),
+        tuple(tuple(idx_of[linear.name] for linear in group) for group in groups),
+        tuple(notes),
+    )
 
 
 def find_sites(model: PreTrainedModel) -> dict[int, LoraSite]:
@@ -125,7 +140,12 @@ def _site_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(f"Lora{base.__name__}", (LoraSite, base), {})
 
 
-def _find_layers(model: PreTrainedModel, num_layers: int) -> tuple[str, nn.ModuleList]:
+def find_layers(model: PreTrainedModel, num_layers: int) -> tuple[str, nn.ModuleList]:
+    """The name and the list of the decoder layers.
+
+    Raises:
+        ModelRefused: there is no such list.
+    """
     for name, module in model.named_modules():
         # An image encoder may have as many layers; only attention knows its place in a decoder.
         if (

@@ -122,7 +122,13 @@ class Pool:
         wanted: list[tuple[Owner, int]] = [
             (AdapterOwner(load.adapter_id), load.num_pages) for load in plan.loads
         ]
-        wanted += [(KvOwner(run.row), run.num_new_pages) for run in plan.runs]
+        out = {*plan.expired, *plan.preemptions}
+        # Most runs of a step stay on the pages they have; one of a row that goes is to be refused.
+        wanted += [
+            (KvOwner(run.row), run.num_new_pages)
+            for run in plan.runs
+            if run.num_new_pages or run.row in out
+        ]
         self._check(plan, gone, wanted)
         freed = [page for owner in gone for page in self.release(owner)]
         for owner, num_pages in wanted:

@@ -1,7 +1,7 @@
 """The gate in front of every service: a call that may not pass is answered here.
 
-Owns nothing but the way a refusal travels: as a handler that reads none of the caller's
-messages, whatever the method's shape. What may pass is access.py's to say; errors become
+Owns nothing but the way a refusal travels: as a handler that reads no stream of the caller's
+messages before it answers. What may pass is access.py's to say; errors become
 statuses in guard.py. Put in by service.py when the server has tokens.
 """
 
@@ -39,14 +39,18 @@ class TokenGate(grpc.aio.ServerInterceptor):
         try:
             self._access.admit(details.method, details.invocation_metadata or ())
         except LorryError as error:
-            return _refusal(error)
+            return _refusal(error, handler)
         return handler
 
 
-def _refusal(error: LorryError) -> Handler:
+def _refusal(error: LorryError, handler: Handler) -> Handler:
     async def refuse(_requests: Any, context: Context) -> None:
         await end_with(error, context)
 
-    # Of this shape nothing is read before the answer; an upload would otherwise be waited for.
-    refusal: Any = grpc.stream_stream_rpc_method_handler(refuse)
+    # A stream is not read: an upload would be waited for. A single message is, unparsed: an answer
+    # that overtakes it resets the call, and the library may tell its caller of that (INTERNAL).
+    shape = grpc.stream_stream_rpc_method_handler
+    if not handler.request_streaming:
+        shape = grpc.unary_stream_rpc_method_handler
+    refusal: Any = shape(refuse)
     return refusal

@@ -1,19 +1,37 @@
-"""Moves the table on by one step that has run.
+"""Moves the table on: by a step that is launched (`advance`), then by its tokens (`settle`).
 
-`commit` changes the columns in place (copying them would cost more than planning); it frees no
-page and drops no row: the engine publishes each outcome, then lets go of pages, adapter and
-row together. Called once per plan, after the runner.
+Both change the columns in place (copying them would cost more than planning); they free no page
+and drop no row: the engine publishes each outcome, then lets go of pages, adapter and row
+together. `commit` is the two at once, for a step that is launched and waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InternalError
-from .records import NO_PLACES, Ending, Outcome, PlannedRun, StepPlan
+from .records import Ending, Outcome, StepPlan
 from .state import SchedulerState, Status
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Awaited:
+    """What a step will bring. Numpy's numbers cost too much one by one: a step is read as a whole,
+    and once.
+    """
+
+    runs: NDArray[np.int64]  # [B, 4]: the plan's, field by field
+    sampled: frozenset[int]  # rows that get a token
+    decoded: frozenset[int]  # of those, the rows that are fed just the one sampled last
+    told: Mapping[int, range]  # row -> places of its prompt whose next token is judged
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return self.runs[:, 0]
 
 
 def commit(
@@ -23,56 +41,93 @@ def commit(
     now_s: float,
     *,
     broken: Collection[int] = (),
+    awaited: Awaited | None = None,
 ) -> tuple[Outcome, ...]:
     """`tokens`: row -> token, for the runs that reached their last known token.
 
     `broken` are the rows whose logits were not finite, so that there is none; a row in the middle
     of a prompt that is told may be among them. `now_s` is when the tokens were there; the plan
-    knows when it was made.
+    knows when it was made. `awaited`: if the plan was asked already.
     """
-    expected = {run.row for run in plan.runs if samples(state, run)}
-    answered = tokens.keys() | set(broken)
-    told = {run.row for run in plan.runs if tells(state, run)} if broken else set[int]()
-    if not tokens.keys() <= expected <= answered <= expected | told:
-        raise InternalError(
-            f"sampled rows are {sorted(tokens)}, broken {sorted(broken)}, "
-            f"planned {sorted(expected)}"
-        )
+    awaited = awaited or awaits(state, plan)
+    _check(awaited, tokens, broken)
+    ended = advance(state, plan, awaited)
+    return (*ended, *settle(state, awaited, tokens, now_s, broken=broken))
+
+
+def awaits(state: SchedulerState, plan: StepPlan) -> Awaited:
+    """What the step will bring; to be asked before `advance`."""
+    runs = np.array(plan.runs, np.int64).reshape(-1, 4)
+    rows, starts, counts, _ = runs.T
+    ends, known = starts + counts, state.num_known[rows]
+    samples = ends == known
+    decodes = samples & (counts == 1) & (known > state.num_prompt[rows])
+    # Places that this step computes and nobody was told yet.
+    first = np.maximum(starts, state.num_told[rows])
+    stop = np.minimum(ends, state.num_to_tell[rows])
+    telling = np.flatnonzero(first < stop)
+    return Awaited(
+        runs,
+        sampled=frozenset(rows[samples].tolist()),
+        decoded=frozenset(rows[decodes].tolist()),
+        told={int(rows[i]): range(int(first[i]), int(stop[i])) for i in telling},
+    )
+
+
+def advance(state: SchedulerState, plan: StepPlan, awaited: Awaited) -> tuple[Outcome, ...]:
+    """The step is on its way: what it computes counts as computed, what it samples as known.
+
+    Returns those whom the plan ends; nothing of them is in the step.
+    """
     for row in plan.preemptions:
         state.give_back(row)
     for adapter_id in plan.evictions:
         state.adapter_left(adapter_id, plan.now_s)
-    _enter_newcomers(state, plan)
-    outcomes = [
+    _enter_newcomers(state, plan, awaited)
+    rows, _, counts, new_pages = awaited.runs.T
+    state.num_computed[rows] += counts
+    state.num_pages[rows] += new_pages
+    state.num_known[list(awaited.sampled)] += 1
+    for row, places in awaited.told.items():
+        state.num_told[row] = places.stop
+    return tuple(
         Outcome(row, state.request(row).request_id, None, Ending.EXPIRED) for row in plan.expired
+    )
+
+
+def settle(
+    state: SchedulerState,
+    awaited: Awaited,
+    tokens: Mapping[int, int],
+    now_s: float,
+    *,
+    broken: Collection[int] = (),
+) -> tuple[Outcome, ...]:
+    """The step's tokens are there; those of rows that left meanwhile were computed in vain."""
+    _check(awaited, tokens, broken)
+    outcomes = [
+        Outcome(row, state.request(row).request_id, None, Ending.BROKEN)
+        for row in broken
+        if row not in state.leaving
     ]
-    outcomes += [Outcome(row, state.request(row).request_id, None, Ending.BROKEN) for row in broken]
-    for run in plan.runs:
-        state.num_computed[run.row] += run.num_tokens
-        state.num_pages[run.row] += run.num_new_pages
-        if told_now := tells(state, run):
-            state.num_told[run.row] = told_now.stop
-        if run.row in tokens:
-            outcomes.append(_append(state, run.row, tokens[run.row], now_s))
+    heard = [row for row in awaited.rows.tolist() if row in tokens and row not in state.leaving]
+    _stamp(state, heard, now_s)
+    outcomes += [_append(state, row, tokens[row]) for row in heard]
     return tuple(outcomes)
 
 
-def samples(state: SchedulerState, run: PlannedRun) -> bool:
-    """Whether this run ends at the last known token, so that the next one is wanted."""
-    return run.start + run.num_tokens == int(state.num_known[run.row])
+def _check(awaited: Awaited, tokens: Mapping[int, int], broken: Collection[int]) -> None:
+    expected, answered = awaited.sampled, tokens.keys() | set(broken)
+    if not tokens.keys() <= expected <= answered <= expected | awaited.told.keys():
+        raise InternalError(
+            f"sampled rows are {sorted(tokens)}, broken {sorted(broken)}, "
+            f"planned {sorted(expected)}"
+        )
 
 
-def tells(state: SchedulerState, run: PlannedRun) -> range:
-    """Places of the prompt whose next token this run can judge, and nobody has yet."""
-    num_to_tell = int(state.num_to_tell[run.row])
-    if run.start >= num_to_tell:
-        return NO_PLACES
-    first = max(run.start, int(state.num_told[run.row]))
-    return range(first, max(first, min(run.start + run.num_tokens, num_to_tell)))
-
-
-def _enter_newcomers(state: SchedulerState, plan: StepPlan) -> None:
-    newcomers = [run.row for run in plan.runs if state.status[run.row] == Status.WAITING]
+def _enter_newcomers(state: SchedulerState, plan: StepPlan, awaited: Awaited) -> None:
+    rows = awaited.rows
+    newcomers = rows[state.status[rows] == Status.WAITING].tolist()
     if not newcomers:
         return
     for row in newcomers:
@@ -86,13 +141,15 @@ def _enter_newcomers(state: SchedulerState, plan: StepPlan) -> None:
     state.overtaken_s[passed] = np.minimum(state.overtaken_s[passed], plan.now_s)
 
 
-def _append(state: SchedulerState, row: int, token: int, now_s: float) -> Outcome:
+def _stamp(state: SchedulerState, rows: list[int], now_s: float) -> None:
+    state.last_token_s[rows] = now_s
+    first_s = state.first_token_s[rows]
+    state.first_token_s[rows] = np.where(np.isnan(first_s), now_s, first_s)
+
+
+def _append(state: SchedulerState, row: int, token: int) -> Outcome:
     request = state.request(row)
     state.known_ids[row].append(token)
-    state.num_known[row] += 1
-    if np.isnan(state.first_token_s[row]):
-        state.first_token_s[row] = now_s
-    state.last_token_s[row] = now_s
     ending = None
     if token in request.stop_ids:
         ending = Ending.STOP

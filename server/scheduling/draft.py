@@ -76,6 +76,15 @@ def gather(state: SchedulerState, rows: NDArray[np.int64] | list[int]) -> dict[i
     return {fact.row: fact for fact in facts}
 
 
+def _with_work(state: SchedulerState) -> list[int]:
+    """Running rows, but for those whose last token is on its way.
+
+    Those take no place in the step and need no page, and must not be anyone's victim.
+    """
+    rows = np.array(state.running_rows(), np.int64)
+    return rows[~state.is_whole(rows)].tolist()
+
+
 class PlanDraft:
     """Changed by plan.py's rules in their order, then turned into a StepPlan."""
 
@@ -90,7 +99,7 @@ class PlanDraft:
         self.state, self.view, self.limits, self.now_s = state, view, limits, now_s
         gone = set(expired)
         self.expired = expired
-        self.running = [row for row in state.running_rows() if row not in gone]  # oldest first
+        self.running = [row for row in _with_work(state) if row not in gone]  # oldest first
         self.facts = gather(state, self.running)  # and of newcomers, once they are looked at
         rows = state.line.rows()
         self.waiting = rows[state.deadline_s[rows] > now_s] if gone else rows  # oldest first
@@ -107,7 +116,9 @@ class PlanDraft:
         self.evictions: list[int] = []
         self.loads: dict[int, PlannedLoad] = {}
 
-        in_use = {fact.adapter_id for fact in self.facts.values()}
+        # A launched step may still read the weights of rows that will not run again.
+        holding = [row for row in state.holding_rows().tolist() if row not in gone]
+        in_use = set(state.adapter_id[holding].tolist())
         # Both are indexed by adapter_id; the base's -1 is their last element.
         size = max([-1, *view.adapters, int(self.waiting_adapters.max(initial=-1))]) + 2
         self.where = self._places(size)

@@ -18,7 +18,7 @@ import numpy as np
 
 from .draft import NOBODY, PlanDraft, Row, Where, gather
 from .records import PoolView, Request, StepLimits, StepPlan
-from .state import SchedulerState, Status
+from .state import SchedulerState
 
 
 def plan_step(state: SchedulerState, view: PoolView, limits: StepLimits, now_s: float) -> StepPlan:
@@ -51,8 +51,7 @@ def never_fits(
 
 
 def _expire(state: SchedulerState, now_s: float) -> list[int]:
-    late = (state.status != Status.FREE) & (state.deadline_s <= now_s)
-    return np.flatnonzero(late).tolist()
+    return np.flatnonzero(state.deadline_s <= now_s).tolist()  # inf for all that are not open
 
 
 def _find_barrier(draft: PlanDraft) -> int | None:
@@ -124,6 +123,8 @@ def _pick_victim(draft: PlanDraft, row: int, *, yields: bool) -> int | None:
 
 def _admit_waiting(draft: PlanDraft, barrier: int | None) -> None:
     """Walks the line in its order: a row whose adapter is there runs, else its adapter loads."""
+    if not len(draft.waiting):
+        return
     state = draft.state
     running = [state.request(row) for row in draft.running]
     reserve = sum(draft.promised_pages(row) for row in draft.running)

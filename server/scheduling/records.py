@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from .sampling import SamplingParams
 
@@ -74,9 +75,8 @@ class StepLimits:
     max_prompt_logits: int = MAX_PROMPT_LOGITS
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRun:
-    """One request's part of the step."""
+class PlannedRun(NamedTuple):
+    """One request's part of the step; a tuple, so that a step's are one array."""
 
     row: int
     start: int  # tokens computed before this step

@@ -30,7 +30,7 @@ class SamplingParams:
 
     @property
     def needs_history(self) -> bool:
-        """Whether the choice depends on which tokens came before."""
+        """Whether the choice depends on which tokens came before: the host counts their values."""
         return (
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0

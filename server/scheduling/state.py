@@ -3,7 +3,8 @@
 Owns rows, the waiting line and the stamps. Decides nothing: plan.py reads it, commit.py moves
 it on, the engine adds and drops rows. A request is only "tokens known" (prompt and answer so
 far) ahead of "tokens computed" (whose KV is in pages), so prompt chunks, decoding and
-recomputing after a preemption are one thing.
+recomputing after a preemption are one thing. Both columns count what a launched step will
+bring; the values in `known_ids` may be a token or two behind.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Status(IntEnum):
     FREE = 0  # no request in this row
     WAITING = 1  # holds no pages
     RUNNING = 2  # holds pages
+    LEAVING = 3  # over, but a launched step still uses its pages, its adapter and the row
 
 
 class SchedulerState:
@@ -34,7 +36,7 @@ class SchedulerState:
     def __init__(self, max_running: int, max_waiting: int, *, policy: Policy = FCFS) -> None:
         # Preempted requests wait again, but they were counted when they came in.
         capacity = max_running + max_waiting
-        self.max_waiting = max_waiting
+        self.max_running, self.max_waiting = max_running, max_waiting
         self.policy = policy
         self.line = WaitingLine(capacity)
 
@@ -64,6 +66,7 @@ class SchedulerState:
 
         self.requests: list[Request | None] = [None] * capacity
         self.known_ids: list[list[int]] = [[] for _ in range(capacity)]
+        self.leaving: set[int] = set()  # rows of that status: asked of every row of every step
         self._free = list(range(capacity - 1, -1, -1))
         self._row_of: dict[int, int] = {}
         self._next_seq = 0
@@ -82,6 +85,9 @@ class SchedulerState:
     def add(self, request: Request, now_s: float, *, resident: bool) -> int:
         """Puts a request into the line; `resident`: its adapter is in the pool, or it has none.
 
+        Not while two steps are on their way: those whom the older one may end have kept their
+        rows, and the newer one has let others in for them.
+
         Raises:
             Overloaded: the line is full.
         """
@@ -92,6 +98,9 @@ class SchedulerState:
             )
         if request.request_id in self._row_of:
             raise InternalError(f"request {request.request_id} is already in the table")
+        # Else the table, of `max_running` and a full line, may have no row for whoever is let in.
+        if len(self.holding_rows()) > self.max_running:
+            raise InternalError("a request comes in between a launch and the landing before it")
         row = self._free.pop()
         self._row_of[request.request_id] = row
         self.requests[row] = request
@@ -118,12 +127,28 @@ class SchedulerState:
         request = self.request(row)
         if self.status[row] == Status.WAITING:
             self.line.remove(row, *self.age(row))
+        if row in self.leaving:
+            self.leaving.remove(row)
+        else:
+            del self._row_of[request.request_id]
         self.status[row] = Status.FREE
         self.deadline_s[row] = math.inf
         self.requests[row] = None
         self.known_ids[row] = []
-        del self._row_of[request.request_id]
         self._free.append(row)
+
+    def retire(self, row: int) -> None:
+        """Running -> leaving: for the outside it is over; `drop` follows when its step has landed.
+
+        Its place among those who run is given on at once, its row only when it is dropped: see
+        `add` for why newcomers find rows all the same.
+        """
+        if self.status[row] != Status.RUNNING:
+            raise InternalError(f"row {row} is in a launched step and not running")
+        self.status[row] = Status.LEAVING
+        self.leaving.add(row)
+        self.deadline_s[row] = math.inf
+        del self._row_of[self.request(row).request_id]
 
     def row_of(self, request_id: int) -> int | None:
         """None: no such request, or it is over (a cancel may cross the last token)."""
@@ -143,6 +168,14 @@ class SchedulerState:
         """Which of these cannot compute a token without logits: a prompt to tell, not begun."""
         return (self.num_to_tell[rows] > 0) & (self.num_told[rows] == 0)
 
+    def is_whole(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these have nothing left to compute: their last token is on its way."""
+        return self.num_known[rows] >= self.num_final[rows]
+
+    def holding_rows(self) -> NDArray[np.int64]:
+        """Everyone who holds pages, in the order of the rows."""
+        return np.flatnonzero(self.status >= Status.RUNNING)
+
     def running_rows(self) -> list[int]:
         """Oldest first."""
         rows = np.flatnonzero(self.status == Status.RUNNING)
@@ -151,13 +184,14 @@ class SchedulerState:
 
     def rows_of_adapter(self, adapter_id: int) -> list[int]:
         """Everyone who names it, waiting or running."""
-        return np.flatnonzero(
-            (self.status != Status.FREE) & (self.adapter_id == adapter_id)
-        ).tolist()
+        return np.flatnonzero(self._is_open() & (self.adapter_id == adapter_id)).tolist()
 
     def rows(self) -> list[int]:
         """Everyone, waiting or running."""
-        return np.flatnonzero(self.status != Status.FREE).tolist()
+        return np.flatnonzero(self._is_open()).tolist()
+
+    def _is_open(self) -> NDArray[np.bool_]:
+        return (self.status == Status.WAITING) | (self.status == Status.RUNNING)
 
     def next_deadline_s(self) -> float:
         """Instant of the first deadline among all requests; inf: none."""

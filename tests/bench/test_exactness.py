@@ -10,8 +10,8 @@ import torch
 from lorry.adapters.image_file import HostImage, read_image
 from lorry.bench.exactness.cases import CASES, Case, find_case
 from lorry.bench.exactness.rounding import measure_rounding
-from lorry.bench.exactness.serving import AS_SERVED, serve
-from lorry.bench.exactness.verdict import judge
+from lorry.bench.exactness.serving import AS_SERVED, ON_GPU, serve, settings_of
+from lorry.bench.exactness.verdict import Hollow, judge
 from lorry.bench.exactness.world import CaseWorld
 
 TABLE = 21  # of the list: the architectures that were promised first
@@ -32,6 +32,19 @@ def test_an_architecture_equals_peft(case: Case, tmp_path: Path) -> None:
     assert verdict.tokens == 5 * len(world.prompts) * AS_SERVED.answer_tokens
     assert verdict.ties < 4
     assert world.num_packed or case.label == "gpt2", "a Conv1D is the only one that stays plain"
+
+
+def test_the_setting_of_a_gpu_overlaps(tmp_path: Path) -> None:
+    """Every step waited for at once would leave the loop that serves there unseen."""
+    world = CaseWorld(find_case("llama"), tmp_path)
+    try:
+        served = serve(world, ON_GPU)
+        judge(world, served, ON_GPU)
+    finally:
+        world.close()
+    assert ON_GPU in settings_of("cuda:0") and ON_GPU not in settings_of("cpu")
+    with pytest.raises(Hollow, match="before another's end"):
+        judge(world, replace(served, overtakes=0), ON_GPU)
 
 
 def test_an_adapter_left_out_is_no_rounding(tmp_path: Path) -> None:

@@ -184,3 +184,20 @@ def test_a_read_that_hangs_does_not_hold_up_the_end(caplog: pytest.LogCaptureFix
         thread.join(20)
     assert pool_PE.isnan().all()
     assert link.poll() == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_load_waits_for_the_step_that_still_reads_its_pages() -> None:
+    """Pages are evicted while a step is under way on the device; bytes that come at once would
+    change what that step reads, and what comes after must see them whole."""
+    image, waiter = make_image(num_pages=5, width=1 << 16), Waiter()
+    pool_PE = torch.full((6, 1 << 16), -1, dtype=image.pages.dtype, device="cuda")
+    link = PoolLink(Source(lambda card: image), pool_PE, waiter.wake)
+    torch.cuda._sleep(400_000_000)  # cycles: some 0.2 s of a step
+    seen_PE = pool_PE.clone()
+    link.start(make_order(1, (1, 2, 3, 4, 5)))
+    waiter.collect(link, 1)
+    link.close()
+    assert torch.equal(pool_PE[1:].cpu(), image.pages)
+    assert bool((seen_PE == -1).all())

@@ -13,9 +13,9 @@ from lorry.server.errors import ConfigError, ModelRefused
 from lorry.server.execution.interface import KvShape
 from lorry.server.execution.model import fingerprint_of, load_model, page_geometry, prepare_model
 from lorry.server.execution.pool_size import choose_num_pages
-from lorry.server.execution.runner import load_runner
 from lorry.server.execution.selfproof import prove
 from lorry.server.execution.sites import LoraLinear
+from lorry.server.execution.start import load_runner
 from lorry.tests.builders import make_llama
 from lorry.tests.execution_builders import tiny_llama
 
@@ -127,7 +127,7 @@ def test_flags_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_pages_hold_eight_tokens_where_sixteen_would_be_too_large() -> None:
     """Llama-3.1-8B in bf16: 128 KiB a token, so 2 MiB a page; twice the layers still fit."""
-    eight_b = page_geometry(KvShape(32, 8, 128, 0), element_bytes=2)
+    eight_b = page_geometry(KvShape(32, 8, 128, 0, 32), element_bytes=2)
     assert (eight_b.tokens_per_page, eight_b.page_elements * 2) == (16, 2 << 20)
-    wide = page_geometry(KvShape(40, 40, 128, 0), element_bytes=2)
+    wide = page_geometry(KvShape(40, 40, 128, 0, 40), element_bytes=2)
     assert wide.tokens_per_page == 8

@@ -9,11 +9,9 @@ from lorry.server.execution import noise as module
 from lorry.server.execution.noise import gumbel as gumbel_of
 from lorry.server.execution.noise import noise_keys
 
-CPU = torch.device("cpu")
-
 
 def gumbel(seeds_and_positions: list[tuple[int, int]], vocab: int) -> torch.Tensor:
-    return gumbel_of(noise_keys(seeds_and_positions, CPU)[:, None], torch.arange(vocab))
+    return gumbel_of(torch.tensor(noise_keys(seeds_and_positions))[:, None], torch.arange(vocab))
 
 
 def correlation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -68,6 +66,6 @@ def test_any_seed_is_taken(seed: int) -> None:
 
 def test_noise_of_some_tokens_is_that_of_all() -> None:
     """Tokens that a filter leaves drawn with other numbers than without it."""
-    keys, ids = noise_keys([(1, 5), (2, 5)], CPU), torch.tensor([0, 77, 299])
+    keys, ids = torch.tensor(noise_keys([(1, 5), (2, 5)])), torch.tensor([0, 77, 299])
     found = gumbel_of(keys[:, None], ids)
     torch.testing.assert_close(found, gumbel([(1, 5), (2, 5)], 300)[:, ids], rtol=1e-6, atol=0)

@@ -12,18 +12,19 @@ from transformers import AutoModelForCausalLM
 
 from lorry.bench.exactness.cases import CASES, find_case
 from lorry.bench.exactness.world import disturb
-from lorry.kernels import attention
 from lorry.kernels.attention import AttentionOptions, AttentionWork
+from lorry.kernels.attention import cpu as attention_cpu
 from lorry.server.errors import ModelRefused
 from lorry.server.execution.model import LoadedModel, prepare_model
 from lorry.server.execution.selfproof import prove
 
 
-class WithoutOption:
+class WithoutOption(attention_cpu.CpuBackend):
     """The serving path, with one option of the interface left out."""
 
     def __init__(self, option: str) -> None:
-        self._backend, self._option = attention.choose_backend("cpu"), option
+        super().__init__(workspace_elements=1 << 20)
+        self._option = option
         self.seen: set[object] = set()
 
     def paged_attention(
@@ -38,7 +39,7 @@ class WithoutOption:
         value = getattr(options, self._option)
         self.seen.add(None if value is None else str(value))
         changed = dataclasses.replace(options, **{self._option: None})
-        return self._backend.paged_attention(query, kv, work, layer=layer, options=changed)
+        return super().paged_attention(query, kv, work, layer=layer, options=changed)
 
 
 def loaded_case(label: str) -> LoadedModel:

@@ -50,7 +50,7 @@ def test_mxfp4_experts_are_served_unpacked(tmp_path: Path, dtype: str) -> None:
     _save_mxfp4(tmp_path)
     loaded = load_model(ModelConfig(str(tmp_path), dtype=dtype))
     assert loaded.image_spec.dtype == dtype
-    assert {type(site) for site in find_sites(loaded.model).values()} == {LoraLinear}
+    assert all(isinstance(site, LoraLinear) for site in find_sites(loaded.model).values())
     assert "off by" in prove(loaded)
 
 

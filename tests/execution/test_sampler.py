@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from lorry.server.execution import sampler
 from lorry.server.execution.penalties import History, adjust
 from lorry.server.execution.sampler import Wish, sample
+from lorry.server.execution.sampler_device import ON_CPU
 from lorry.server.scheduling.sampling import SamplingParams
 from lorry.tests.sampling_builders import theirs
 
@@ -42,14 +42,14 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     assert together == alone == backwards
 
 
-def test_a_batch_of_any_size_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_any_size_is_the_same() -> None:
     """Noise is made for some rows at a time; where the cut falls must not matter."""
     logits = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
     wishes = [make_wish(1.0, i, 2) for i in range(40)]
     together = draw(logits, wishes)
     for elements in (1, 64 * 3, 64 * 39):
-        monkeypatch.setattr(sampler, "BLOCK_ELEMENTS", elements)
-        assert draw(logits, wishes) == together
+        on = dataclasses.replace(ON_CPU, block_elements=elements)
+        assert sample(logits, wishes, on=on).tokens_B.tolist() == together
 
 
 def test_small_differences_of_logits_change_no_token() -> None:

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from lorry.kernels import attention, lora
 from lorry.kernels.attention import AttentionOptions, AttentionWork
+from lorry.kernels.attention import choose_backend as choose_attention
+from lorry.kernels.attention import cpu as attention_cpu
 from lorry.kernels.lora import LoraWork
+from lorry.kernels.lora import choose_backend as choose_lora
+from lorry.kernels.lora import cpu as lora_cpu
 from lorry.server.errors import ModelRefused
 from lorry.server.execution.interface import NAME
 from lorry.server.execution.model import prepare_model
@@ -18,11 +21,11 @@ from lorry.server.execution.selfproof import prove
 from lorry.tests.execution_builders import tiny_llama
 
 
-class BrokenAttention:
+class BrokenAttention(attention_cpu.CpuBackend):
     """The serving path, with options changed on the way in."""
 
     def __init__(self, **changes: object) -> None:
-        self._backend = attention.choose_backend("cpu")
+        super().__init__(workspace_elements=1 << 20)
         self._changes = changes
 
     def paged_attention(
@@ -35,14 +38,14 @@ class BrokenAttention:
         options: AttentionOptions,
     ) -> Tensor:
         changed = dataclasses.replace(options, **self._changes)
-        return self._backend.paged_attention(query, kv, work, layer=layer, options=changed)
+        return super().paged_attention(query, kv, work, layer=layer, options=changed)
 
 
-class BrokenLora:
+class BrokenLora(lora_cpu.CpuBackend):
     """The serving path, with one fault in what it adds."""
 
     def __init__(self, *, factor: float = 1.0, shift: int = 0) -> None:
-        self._backend = lora.choose_backend("cpu")
+        super().__init__(None)
         self._factor, self._shift = factor, shift
 
     def add(
@@ -55,12 +58,9 @@ class BrokenLora:
         outs_TO: Sequence[Tensor],
     ) -> None:
         before = [out.clone() for out in outs_TO]
-        self._backend.add(hidden, pool, work, sites=sites, outs_TO=outs_TO)
+        super().add(hidden, pool, work, sites=sites, outs_TO=outs_TO)
         for base, out in zip(before, outs_TO, strict=True):
             out.copy_(base + (out - base).roll(self._shift, 0) * self._factor)
-
-    def forget(self) -> None:
-        self._backend.forget()
 
 
 def small_model(**overrides: object):
@@ -101,8 +101,8 @@ def test_the_plain_backends_prove_themselves_too() -> None:
     """The definition of correct is one constructor argument away, and a whole model runs on it."""
     line = prove(
         small_model(),
-        attention_backend=attention.choose_backend("reference"),
-        lora_backend=lora.choose_backend("reference"),
+        attention_backend=choose_attention("reference"),
+        lora_backend=choose_lora("reference"),
     )
     assert "off by" in line
 

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorry.kernels.attention import (
-    AttentionBackend,
     AttentionOptions,
     AttentionWork,
     choose_backend,
@@ -18,82 +16,10 @@ from lorry.kernels.attention import (
     write_kv,
 )
 from lorry.kernels.attention.cpu import CpuBackend
+from lorry.tests.attention_builders import CASES, LAYERS, OPTIONS, K, Step, Z
 from lorry.tests.kernels_builders import assert_close, make_work
 
-Z, K, LAYERS = 16, 8, 2
 BACKENDS = ["reference", "cpu"]
-# (tokens before this step, tokens of this step) of each request
-CASES = {
-    "one-token": ([0], [1]),
-    "decode": ([40, 3, 15, 16, 17], [1, 1, 1, 1, 1]),
-    "short-prefill": ([0, 0, 0], [10, 3, 16]),
-    "chunks": ([19, 0, 33], [23, 17, 7]),
-    "long-prefill": ([5], [600]),
-    "mixed": ([40, 0, 7, 100, 16], [1, 37, 1, 20, 9]),
-}
-
-
-class Step:
-    """A step over a poisoned pool in which every earlier token has been stored."""
-
-    def __init__(self, case: str, heads: int, kv_heads: int) -> None:
-        starts, lens = CASES[case]
-        generator = torch.Generator().manual_seed(1)
-        totals = [start + n for start, n in zip(starts, lens, strict=True)]
-        self.q = [torch.randn(n, heads, K, generator=generator) for n in lens]
-        self.k = [torch.randn(n, kv_heads, K, generator=generator) for n in totals]
-        self.v = [torch.randn(n, kv_heads, K, generator=generator) for n in totals]
-        self.work, num_pages = make_work(starts, lens, Z)
-        history, _ = make_work([0] * len(starts), totals, Z)
-        pool_PE = torch.full((num_pages + 2, LAYERS * 2 * kv_heads * Z * K), torch.nan)
-        self.kv = view_kv(
-            pool_PE, num_layers=LAYERS, num_kv_heads=kv_heads, tokens_per_page=Z, head_dim=K
-        )
-        # As a server would: every token was once new, and its page was cleared then.
-        clear_fresh(self.kv, history)
-        write_kv(torch.cat(self.k), torch.cat(self.v), self.kv, history, layer=1)
-
-    def run(self, options: AttentionOptions, backend: AttentionBackend) -> torch.Tensor:
-        query_THK = torch.cat(self.q)
-        return paged_attention(
-            query_THK, self.kv, self.work, layer=1, options=options, backend=backend
-        )
-
-    def expected(self, options: AttentionOptions) -> torch.Tensor:
-        """torch's own attention, or written out where it lacks the option."""
-        return torch.cat(
-            [_expected(*qkv, options) for qkv in zip(self.q, self.k, self.v, strict=True)]
-        )
-
-
-def _expected(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
-) -> torch.Tensor:
-    num_new, total, fold = len(q), len(k), q.shape[1] // k.shape[1]
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    k, v = k.repeat_interleave(fold, 0), v.repeat_interleave(fold, 0)
-    distance = torch.arange(total - num_new, total)[:, None] - torch.arange(total)[None]
-    seen = (distance >= 0) & (distance < (options.sliding_window or total))
-    if options.softcap is None and options.sinks_H is None:
-        out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=options.scaling)
-        return out.transpose(0, 1)
-    scores = q @ k.transpose(1, 2) * options.scaling
-    if options.softcap is not None:
-        scores = torch.tanh(scores / options.softcap) * options.softcap
-    weights = torch.where(seen, scores, -torch.inf).exp()
-    total_weight = weights.sum(-1, keepdim=True)
-    if options.sinks_H is not None:
-        total_weight = total_weight + options.sinks_H.exp()[:, None, None]
-    return (weights / total_weight @ v).transpose(0, 1)
-
-
-OPTIONS = {
-    "plain": AttentionOptions(scaling=0.35),
-    "window": AttentionOptions(scaling=0.35, sliding_window=11),
-    "softcap": AttentionOptions(scaling=1.0, softcap=2.0),
-    "sinks": AttentionOptions(scaling=0.35, sinks_H=torch.tensor([0.5, -1.0, 2.0, 1.0])),
-    "all": AttentionOptions(0.5, 9, 3.0, torch.tensor([0.5, -1.0, 2.0, 1.0])),
-}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -229,7 +155,8 @@ def test_only_fresh_pages_are_cleared_and_only_own_cells_written() -> None:
     work, num_pages = make_work([14], [3], Z)
     kv = torch.full((num_pages + 3, LAYERS, 2, 2, Z, K), 7.0)
     clear_fresh(kv, work)
-    write_kv(torch.ones(3, 2, K), torch.ones(3, 2, K) * 2, kv, work, layer=1)
+    backend = choose_backend("reference")
+    write_kv(torch.ones(3, 2, K), torch.ones(3, 2, K) * 2, kv, work, layer=1, backend=backend)
     first, second = work.block_table_BM[0].tolist()
     assert (kv[num_pages:] == 7).all()
     assert (kv[first, 1, :, :, :14] == 7).all()

@@ -5,6 +5,7 @@ import torch
 
 from lorry.kernels.lora import (
     FactorTiles,
+    LoraRoom,
     LoraTable,
     LoraWork,
     Segment,
@@ -13,15 +14,19 @@ from lorry.kernels.lora import (
     add_lora,
     choose_backend,
 )
-from lorry.tests.kernels_builders import LoraPool, assert_close, make_backend, run_lora
+from lorry.tests.kernels_builders import (
+    INTERPRETED,
+    LoraPool,
+    assert_close,
+    cut,
+    make_backend,
+    run_lora,
+)
 
 RANKS = [1, 4, 5, 8, 12, 16, 24, 64]
-BACKENDS = ["reference", "tiles", "cpu"]
-
-
-def cut(lens: list[int], slots: list[int]) -> list[Segment]:
-    ends = [sum(lens[: i + 1]) for i in range(len(lens))]
-    return [Segment(e - n, e, s) for e, n, s in zip(ends, lens, slots, strict=True)]
+TRITON = pytest.param("triton", marks=INTERPRETED)
+PLAIN = ["reference", "tiles", "cpu"]
+BACKENDS = [*PLAIN, TRITON]
 
 
 CASES = {
@@ -34,10 +39,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("widths", [(128, 96), (100, 1536), (1536, 36)], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "widths"),
+    [(name, widths) for name in PLAIN for widths in [(128, 96), (100, 1536), (1536, 36)]]
+    # The interpreter takes milliseconds for a block of columns.
+    + [pytest.param("triton", widths, marks=INTERPRETED) for widths in [(100, 36)]],
+    ids=str,
+)
 @pytest.mark.parametrize("case", CASES)
-def test_equals_dense_mathematics(case: str, widths: tuple[int, int], backend: str) -> None:
+def test_equals_dense_mathematics(case: str, backend: str, widths: tuple[int, int]) -> None:
     """Ranks, widths, tiles and segments of any kind give base + (x A^T) B^T * scale."""
     pool = LoraPool(RANKS, in_width=widths[0], out_width=widths[1])
     segments = cut(*CASES[case])
@@ -115,6 +125,7 @@ def test_a_slot_that_lacks_the_site_is_left_alone(name: str) -> None:
     work = LoraWork(pool.table, [Segment(0, 3, 0)])
     base = pool.random(3, 96)
     out, backend = base.clone(), make_backend(name, pool)
+    backend.prepare([work])
     add_lora(pool.random(3, 128), pool.pool_PE, work, sites=(1,), outs_TO=(out,), backend=backend)
     assert torch.equal(out, base)
 
@@ -129,6 +140,7 @@ def test_sites_that_share_an_input_are_added_in_one_call(name: str) -> None:
     hidden, base = pool.random(5, 128), pool.random(5, 96)
     outs = (base.clone(), base.clone())
     work = LoraWork(pool.table, segments)
+    backend.prepare([work])
     add_lora(hidden, pool.pool_PE, work, sites=(0, 1), outs_TO=outs, backend=backend)
     assert_close(outs[0], pool.dense_output(hidden, base, segments))
     assert_close(outs[1], pool.dense_output(hidden, base, [Segment(0, 3, 1)]))
@@ -156,6 +168,41 @@ def test_zeroed_pages_and_new_tenants_show(name: str) -> None:
     assert torch.equal(out_of_slot_0(), base)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_single_row_may_have_any_stride(name: str) -> None:
+    """torch leaves what it likes as the stride of an axis of one: it must not be believed."""
+    pool = LoraPool([8])
+    hidden, base = pool.random(1, 128), pool.random(1, 96)
+    out = run_lora(
+        pool,
+        [Segment(0, 1, 0)],
+        hidden.as_strided((1, 128), (1, 1)),
+        base.as_strided((1, 96), (3, 1)),
+        make_backend(name, pool),
+    )
+    assert_close(out, pool.dense_output(hidden, base, [Segment(0, 1, 0)]))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_outputs_may_be_columns_of_one_buffer(name: str) -> None:
+    """Merged projections give siblings as columns: neighbours' columns must not be written."""
+    pool = LoraPool([8, 24])
+    tiles = [pool.table.factors(slot)[0] for slot in (0, 1)]
+    pool.table.attach(0, {0: tiles[0], 1: tiles[1]})
+    hidden, buffer = pool.random(3, 128), pool.random(5, 96 + 4 + 96 + 4)
+    base = buffer.clone()
+    outs = (buffer[:3, :96], buffer[:3, 100:196])
+    work, backend = LoraWork(pool.table, [Segment(0, 3, 0)]), make_backend(name, pool)
+    backend.prepare([work])
+    add_lora(hidden, pool.pool_PE, work, sites=(0, 1), outs_TO=outs, backend=backend)
+    for i, first in enumerate((0, 100)):
+        columns = slice(first, first + 96)
+        dense = pool.dense_output(hidden, base[:3, columns], [Segment(0, 3, i)])
+        assert_close(buffer[:3, columns], dense)
+        buffer[:3, columns] = base[:3, columns]
+    assert torch.equal(buffer, base)
+
+
 def test_adjoining_tiles_are_read_as_one() -> None:
     """Rank blocks that follow each other are merged; the numbers must stay the same."""
     table = LoraTable([SiteShape(32, 32)], tile_cols=32, pool_elements=8 * 512)
@@ -163,16 +210,18 @@ def test_adjoining_tiles_are_read_as_one() -> None:
     tiles = FactorTiles(40, 1.5, torch.tensor([0, 512, 2048]), torch.tensor([2560, 3072, 3584]))
     table.attach(0, {0: tiles})
     workspace = Workspace({0: table.sites[0]}, num_rows=40, dtype=torch.float32)
+    room = LoraRoom((5,), 1, 40, torch.device("cpu"))
     pool_PE = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
     hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     outs = []
-    for name in BACKENDS:
+    for name in [*PLAIN, *([] if torch.cuda.is_available() else ["triton"])]:
         work, out = LoraWork(table, [Segment(0, 5, 0)]), torch.zeros(5, 32)
-        backend = choose_backend(name, workspace=workspace)
+        backend = choose_backend(name, workspace=workspace, table=table, room=room)
+        backend.prepare([work])
         add_lora(hidden, pool_PE, work, sites=(0,), outs_TO=(out,), backend=backend)
         outs.append(out)
-    torch.testing.assert_close(outs[0], outs[2], rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-3)
+    for out in outs[1:]:
+        torch.testing.assert_close(outs[0], out, rtol=1e-5, atol=1e-3)
 
 
 def test_wrong_arguments_are_refused_by_name() -> None:
@@ -194,7 +243,7 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         add(good, pool.random(3, 95))
     with pytest.raises(ValueError, match="must agree"):
         add(good.double(), pool.random(3, 96))
-    with pytest.raises(ValueError, match="must be cpu, tiles or reference"):
+    with pytest.raises(ValueError, match="must be cpu, tiles, triton or reference"):
         choose_backend("gpu")
 
 

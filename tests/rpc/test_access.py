@@ -160,7 +160,7 @@ def test_a_bad_token_is_refused_in_one_sentence_for_all(path: Path):
         said: set[str] = set()
         for what, metadata in bad.items():
             code, sentence = await outcome(service, "/lorry.v1.Engine/GetInfo", metadata)
-            assert code is grpc.StatusCode.UNAUTHENTICATED, what
+            assert code is grpc.StatusCode.UNAUTHENTICATED, (what, sentence)
             said.add(sentence)
         assert len(said) == 1, said
         # gRPC itself takes no megabyte of headers; whoever comes next is served.

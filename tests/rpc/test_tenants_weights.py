@@ -18,7 +18,7 @@ from lorry.proto.async_client import AsyncClient
 from lorry.proto.errors import NotFound, PermissionDenied
 from lorry.server.config import MemoryConfig, ModelConfig, ServerConfig, ServiceConfig
 from lorry.server.engine_process import build_engine
-from lorry.server.execution.runner import load_runner
+from lorry.server.execution.start import load_runner
 from lorry.server.rpc.text import load_text
 from lorry.server.seam_ends import PipeEnd
 from lorry.server.store_worker import run_store_worker

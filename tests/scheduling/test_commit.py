@@ -3,7 +3,7 @@
 import pytest
 
 from lorry.server.errors import InternalError
-from lorry.server.scheduling.commit import commit
+from lorry.server.scheduling.commit import advance, awaits, commit, settle
 from lorry.server.scheduling.plan import plan_step
 from lorry.server.scheduling.records import Ending, PlannedRun, StepPlan
 from lorry.tests.scheduling_builders import make_limits, make_request, make_state, make_view
@@ -83,3 +83,42 @@ def test_expired_rows_are_reported():
     plan = plan_step(state, make_view(), make_limits(), 1.0)
     (outcome,) = commit(state, plan, {}, 1.5)
     assert (outcome.request_id, outcome.token, outcome.ending) == (4, None, Ending.EXPIRED)
+
+
+def test_a_launched_step_is_counted_before_its_tokens_are_there():
+    """The next plan would compute the same tokens again, or wait for the step."""
+    state = make_state(make_request(num_prompt=3, max_new=3))
+    plan = plan_step(state, make_view(), make_limits(), 0.0)
+    awaited = awaits(state, plan)
+    assert advance(state, plan, awaited) == () and awaited.sampled == {0}
+    assert (state.num_computed[0], state.num_known[0], len(state.known_ids[0])) == (3, 4, 3)
+    ahead = plan_step(state, make_view(), make_limits(), 0.0)
+    assert ahead.runs == (PlannedRun(row=0, start=3, num_tokens=1, num_new_pages=0),)
+    later = awaits(state, ahead)
+    advance(state, ahead, later)
+    assert [outcome.token for outcome in settle(state, awaited, {0: 50}, 0.5)] == [50]
+    assert [outcome.token for outcome in settle(state, later, {0: 51}, 1.5)] == [51]
+    assert (state.num_known[0], state.known_ids[0][3:]) == (5, [50, 51])
+
+
+def test_tokens_of_one_who_has_left_are_dropped():
+    """An answer that goes on after its end, or a row that is given again too early."""
+    state = make_state(make_request(1, num_prompt=3), make_request(2, num_prompt=3))
+    plan = plan_step(state, make_view(), make_limits(), 0.0)
+    awaited = awaits(state, plan)
+    advance(state, plan, awaited)
+    state.retire(0)
+    assert state.row_of(1) is None and state.rows() == [1] and state.num_running == 1
+    row = state.add(make_request(3), 0.1, resident=True)
+    assert row not in (0, 1)
+    (outcome,) = settle(state, awaited, {0: 50, 1: 60}, 0.5)
+    assert (outcome.request_id, outcome.token) == (2, 60)
+    state.drop(0)
+    assert state.add(make_request(4), 0.6, resident=True) == 0
+
+
+def test_only_who_runs_can_leave_with_a_step():
+    """A request in the line whose row nobody would ever give back."""
+    state = make_state(make_request(1))
+    with pytest.raises(InternalError, match="not running"):
+        state.retire(0)

@@ -335,3 +335,32 @@ def test_what_never_fits_is_told_with_the_arithmetic():
     reason = never_fits(request, num_pages=99, tokens_per_page=4, max_model_len=39)
     assert reason is not None and "30 prompt tokens + max_new_tokens 10 = 40" in reason
     assert "39" in reason
+
+
+def test_a_row_whose_last_token_is_on_its_way_is_left_alone():
+    """A token beyond the answer's length, a place in the step taken for nothing, or pages taken
+    from one who is about to give them back."""
+    state = make_state(*(make_request(i, num_prompt=4, max_new=5) for i in range(3)))
+    enter(state, 0, computed=4, pages=1, extra=1)
+    enter(state, 1, computed=8, pages=2, extra=5)  # whole, and the newest of those who run
+    plan = plan_step(state, make_view(num_free=0), make_limits(max_running=2), 0.0)
+    assert rows(plan) == [] and plan.preemptions == ()
+    plan = plan_step(state, make_view(num_free=9), make_limits(max_running=2), 0.0)
+    assert rows(plan) == [0, 2], "the newcomer takes the place of the whole one"
+
+
+def test_weights_that_a_launched_step_reads_are_not_evicted():
+    """An adapter's pages given to another while rows that are whole or leaving still use it."""
+    state = make_state(
+        make_request(0, num_prompt=4, max_new=1, adapter_id=0, adapter_pages=4),
+        make_request(1, num_prompt=4, max_new=9, adapter_id=1, adapter_pages=4),
+        make_request(2, num_prompt=4, adapter_id=2, adapter_pages=4),
+    )
+    enter(state, 0, computed=4, pages=1, extra=1)
+    enter(state, 1, computed=4, pages=1, extra=1)
+    state.retire(1)
+    view = make_view(num_free=2, adapters={0: resident(), 1: resident()})
+    plan = plan_step(state, view, make_limits(), 0.0)
+    assert plan == StepPlan(now_s=0.0)
+    state.drop(1)
+    assert plan_step(state, view, make_limits(), 0.0).evictions == (1,)

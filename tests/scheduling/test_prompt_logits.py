@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorry.server.errors import InternalError
-from lorry.server.scheduling.commit import commit, tells
+from lorry.server.scheduling.commit import awaits, commit
 from lorry.server.scheduling.draft import NOBODY, PlanDraft
 from lorry.server.scheduling.plan import plan_step
 from lorry.server.scheduling.records import Ending, PlannedRun, StepPlan
@@ -84,17 +84,17 @@ def test_commit_remembers_what_was_told():
     """A prompt told twice after a preemption, or its rest never."""
     state = make_state(told(0))
     first = StepPlan(runs=(PlannedRun(0, 0, 6, 2),))
-    assert tells(state, first.runs[0]) == range(0, 6)
+    assert awaits(state, first).told == {0: range(0, 6)}
     commit(state, first, {}, 0.5)
     again = PlannedRun(0, 0, 9, 3)
     commit(state, StepPlan(preemptions=(0,)), {}, 1.0)
-    assert tells(state, again) == range(6, 9)
+    assert awaits(state, StepPlan(runs=(again,))).told == {0: range(6, 9)}
     commit(state, StepPlan(runs=(again,)), {}, 1.5)
     last = PlannedRun(0, 9, 11, 2)
-    assert tells(state, last) == range(9, 19)
+    assert awaits(state, StepPlan(runs=(last,))).told == {0: range(9, 19)}
     commit(state, StepPlan(runs=(last,)), {0: 7}, 2.0)
     assert state.num_told[0] == 19
-    assert not tells(state, PlannedRun(0, 20, 1, 0))
+    assert not awaits(state, StepPlan(runs=(PlannedRun(0, 20, 1, 0),))).told
 
 
 def test_only_a_row_that_is_told_breaks_in_mid_prompt():

@@ -71,6 +71,19 @@ def test_the_same_request_twice_is_our_bug():
         state.add(make_request(5), 0.0, resident=True)
 
 
+def test_nobody_comes_in_while_more_than_may_run_hold_rows():
+    """A table without a row for somebody who was let into the line."""
+    state = make_state(make_request(0), make_request(1), max_running=1, max_waiting=2)
+    state.enter(0, 0.0)
+    state.enter(1, 0.0)
+    state.retire(0)
+    with pytest.raises(InternalError, match="between a launch and the landing"):
+        state.add(make_request(2), 0.0, resident=True)
+    state.drop(0)
+    state.add(make_request(2), 0.0, resident=True)
+    state.add(make_request(3), 0.0, resident=True)
+
+
 def test_load_time_counts_while_the_adapter_is_away_and_nobody_ran_yet():
     """`load_s` would blame the link for time spent in the queue, or miss a second load."""
     state = SchedulerState(4, 4)

@@ -258,9 +258,18 @@ def test_serve_without_flags_is_the_config_of_config_py() -> None:
 def test_every_serve_flag_reaches_its_own_field() -> None:
     """Two flags crossed over would pass a test that looks at some of them."""
     wanted = ServerConfig(
-        ModelConfig("m", "cuda:1", "bfloat16", 101, 3),
+        ModelConfig(
+            "m",
+            "cuda:1",
+            "bfloat16",
+            101,
+            3,
+            kernels="triton",
+            cuda_graphs=False,
+            compile_layers=True,
+        ),
         MemoryConfig(512 << 20, 3 * GIB // 2, 17),
-        SchedulingConfig(5, 6, 77, 8.5, 9.5, 0.125, 11),
+        SchedulingConfig(5, 6, 77, 8.5, 9.5, 0.125, 11, False),
         ServiceConfig(
             "0.0.0.0",
             1234,
@@ -280,11 +289,12 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
     )
     flags = (
         "--model m --device cuda:1 --dtype bfloat16 --max-model-len 101 --threads 3 "
+        "--kernels triton --no-cuda-graphs --compile-layers "
         "--pool-bytes 512MiB --host-bytes 1.5GiB --max-rank 17 --max-running 5 --max-waiting 6 "
         "--max-step-tokens 77 --max-bypass 8.5 --ttft 9.5 --tpot 0.125 --max-new-tokens 11 "
         "--host 0.0.0.0 --port 1234 --store s --drain 12.5 --metrics-port 13 --allow-remote "
         "--max-upload-bytes 4096 --tokens t --tls-cert c --tls-key k --tls-client-ca ca "
-        "--behind-tls --metrics-host :: --debug"
+        "--behind-tls --metrics-host :: --debug --no-overlap"
     )
     seen: list[ServerConfig] = []
     status = main(["serve", *flags.split()], run_server=lambda config: seen.append(config) or 0)

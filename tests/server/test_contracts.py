@@ -158,6 +158,20 @@ def test_chunks_and_neighbours_change_nothing(desk: RunnerDesk) -> None:
     assert desk.runner.run(rows).tokens[0] == first
 
 
+def test_a_step_may_be_launched_while_another_is_on_its_way(desk: RunnerDesk) -> None:
+    """A step planned ahead fed with a token of before, or a result handed to the wrong step."""
+    tokens = answer(desk, row=2, count=3)
+    pages, other = desk.take(1), desk.take(1)
+    start = len(PROMPT)
+    first = desk.runner.launch([step_row(3, PROMPT, pages)])
+    second = desk.runner.launch([step_row(3, (), pages, start=start), step_row(1, PROMPT, other)])
+    assert first.wait().tokens == {3: tokens[0]}
+    third = desk.runner.launch([step_row(3, (), pages, start=start + 1)])
+    assert second.wait().tokens == {3: tokens[1], 1: tokens[0]}
+    assert third.wait().tokens == {3: tokens[2]}
+    assert first.wait().tokens == {3: tokens[0]}, "the same when asked again"
+
+
 def test_a_slot_means_what_was_attached_last(desk: RunnerDesk) -> None:
     """Rows of a slot given anew would be answered by the adapter before."""
     desk.put_adapter(0, 1)

@@ -22,6 +22,7 @@ from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 pytestmark = pytest.mark.slow
 
 SEEDS = range(25)
+OVERLAPPED_SEEDS = range(100, 106)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,17 @@ def test_every_life_ends_well(lives: Outcome):
     assert not lives.failures, "\n".join(lives.failures)
     # None in 377,000 tokens of earlier runs: more than one is an error that hides as ties.
     assert lives.totals.ties <= 1
+
+
+def test_every_overlapped_life_ends_well(world: FuzzWorld):
+    """The same of the loop that plans ahead, its steps computed as late as they are waited for: a
+    page given back under a step would be NaN, or somebody else's."""
+    outcome = run_seeds(world, OVERLAPPED_SEEDS, overlaps=True)
+    print(f"seeds {OVERLAPPED_SEEDS}: {asdict(outcome.totals)}")
+    assert not outcome.failures, "\n".join(outcome.failures)
+    totals = outcome.totals
+    assert totals.ties <= 1 and totals.tokens > 500
+    assert totals.late > totals.steps / 3 and totals.evictions > 10 and totals.preemptions > 0
 
 
 def test_the_lives_were_hard(lives: Outcome):

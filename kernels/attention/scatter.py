@@ -1,0 +1,15 @@
+"""Storing keys and values by torch's indexing: the definition, and what a CPU does."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .work import AttentionWork
+
+
+def scatter_kv(
+    key_TGK: Tensor, value_TGK: Tensor, kv_PL2GZK: Tensor, work: AttentionWork, *, layer: int
+) -> None:
+    """See the Semantics of `write_kv` in kernels/attention/__init__.py."""
+    kv_PL2GZK[:, layer, 0].transpose(1, 2)[work.page_T, work.offset_T] = key_TGK
+    kv_PL2GZK[:, layer, 1].transpose(1, 2)[work.page_T, work.offset_T] = value_TGK
