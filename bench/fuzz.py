@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--result", type=Path, default=None)
     args = parser.parse_args(argv)
     # Loads are made to fail by the hundred; the engine's word on each is no news here.
-    logging.getLogger("lorry.server.engine").setLevel(logging.ERROR)
+    logging.getLogger("lorry.server").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     end_s = time.perf_counter() + 60 * args.minutes
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from ..adapters.host_tier import HostTier
 from ..adapters.image import ImageLayout
-from ..server.engine import Engine, EngineParts
+from ..server.engine import Engine
+from ..server.engine_parts import EngineParts
 from ..server.execution.batch import StepCapacity, StepResult, StepRow
 from ..server.execution.runner import Runner
 from ..server.intake import Gate

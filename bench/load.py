@@ -22,6 +22,7 @@ class Ask:
     adapter: str = ""  # empty: the base
     max_new_tokens: int = 64
     ignore_eos: bool = False
+    ttft_s: float | None = None  # bound on the first token; None: the server's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ async def send_one(client: AsyncClient, ask: Ask, timeout_s: float) -> Reply:
             adapter=ask.adapter,
             max_new_tokens=ask.max_new_tokens,
             ignore_eos=ask.ignore_eos,
+            ttft_s=ask.ttft_s,
             timeout_s=timeout_s,
         )
         async with stream:

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .readme_access import render_access
+from .readme_cost import render_cost
 from .readme_gpu import render_gpu
 from .readme_models import render_models, render_refused_models
 from .readme_results import render_overhead, render_throughput
+from .readme_sim import render_sim
+from .readme_slo import render_slo
 from .readme_tables import (
     ReadmeError,
     render_config,
@@ -43,6 +46,9 @@ RENDERERS: Renderers = {
     "throughput": render_throughput,
     "overhead": render_overhead,
     "gpu": render_gpu,
+    "slo": render_slo,
+    "sim": render_sim,
+    "cost": render_cost,
     "status": render_status,
     "metrics": render_metrics,
     "access": render_access,

@@ -47,6 +47,7 @@ FLAG_UNITS = {
     "--tpot": "seconds",
     "--max-new-tokens": "tokens",
     "--overlap": "switch",
+    "--policy": "name",
     "--host": "address",
     "--port": "port, 0 to 65535",
     "--store": "directory",
@@ -60,6 +61,8 @@ FLAG_UNITS = {
     "--tls-client-ca": "file",
     "--behind-tls": "switch",
     "--metrics-host": "address",
+    "--calibrate": "seconds",
+    "--step-log": "file",
     "--debug": "switch",
 }
 
@@ -91,8 +94,9 @@ METRIC_UNITS = (
     "preemptions",
     "restarts",
     "adapters",
+    "ratio",
 )
-TRUTHS = {"lorry_up": "0 or 1"}
+TRUTHS = {"lorry_up": "0 or 1", "lorry_cost_model_r2": "at most 1"}
 
 # `├── Name      who caused it`, as the trees at the top of both error modules are drawn.
 DRAWN_ERROR = re.compile(r"^[│├└─ ]*(\w+) {2,}(\S.*)$", re.MULTILINE)

@@ -303,7 +303,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Info(_message.Message):
-    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens", "has_chat_template", "vocab_size", "limits")
+    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens", "has_chat_template", "vocab_size", "limits", "policy")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +323,7 @@ class Info(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     architecture: str
@@ -342,7 +343,8 @@ class Info(_message.Message):
     has_chat_template: bool
     vocab_size: int
     limits: RequestLimits
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ..., has_chat_template: bool = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ...) -> None: ...
+    policy: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ..., has_chat_template: bool = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class RequestLimits(_message.Message):
     __slots__ = ("n", "logprobs", "stop_strings", "stop_chars", "stop_token_ids", "logit_bias", "chat_messages", "template_bytes")
@@ -394,8 +396,36 @@ class ResidentAdapter(_message.Message):
     num_users: int
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., num_pages: _Optional[int] = ..., loading: bool = ..., num_users: _Optional[int] = ...) -> None: ...
 
+class CostCoef(_message.Message):
+    __slots__ = ("name", "seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seconds: float
+    def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class CostModel(_message.Message):
+    __slots__ = ("source", "step_coefs", "judged_steps", "r2", "mape", "learnt_loads", "load_s", "load_bytes_per_s")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    STEP_COEFS_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    R2_FIELD_NUMBER: _ClassVar[int]
+    MAPE_FIELD_NUMBER: _ClassVar[int]
+    LEARNT_LOADS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    LOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    step_coefs: _containers.RepeatedCompositeFieldContainer[CostCoef]
+    judged_steps: int
+    r2: float
+    mape: float
+    learnt_loads: int
+    load_s: float
+    load_bytes_per_s: float
+    def __init__(self, source: _Optional[str] = ..., step_coefs: _Optional[_Iterable[_Union[CostCoef, _Mapping]]] = ..., judged_steps: _Optional[int] = ..., r2: _Optional[float] = ..., mape: _Optional[float] = ..., learnt_loads: _Optional[int] = ..., load_s: _Optional[float] = ..., load_bytes_per_s: _Optional[float] = ...) -> None: ...
+
 class Stats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total")
+    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total", "requests_aborted_total", "cost_model")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -417,6 +447,8 @@ class Stats(_message.Message):
     ADAPTERS_REGISTERED_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_CANCELLED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_ABORTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COST_MODEL_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     pages_total: int
@@ -438,4 +470,6 @@ class Stats(_message.Message):
     adapters_registered: int
     host_bytes: int
     requests_cancelled_total: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ...) -> None: ...
+    requests_aborted_total: int
+    cost_model: CostModel
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_aborted_total: _Optional[int] = ..., cost_model: _Optional[_Union[CostModel, _Mapping]] = ...) -> None: ...

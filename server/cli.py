@@ -25,11 +25,11 @@ from .cli_token import app as token_app
 
 if TYPE_CHECKING:
     from ..proto.client import Client
-    from ..proto.lorry_pb2 import Info, Stats
+    from ..proto.lorry_pb2 import CostModel, Info, Stats
     from .config import ServerConfig
 
 # Each is a module of lorry.bench with `main(argv) -> int`.
-BENCHES = ("demo", "kernels", "overhead", "step", "throughput")
+BENCHES = ("cost", "demo", "kernels", "overhead", "sim", "slo", "step", "throughput")
 
 app = typer.Typer(
     name="lorry",
@@ -147,6 +147,7 @@ def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
             f"{stats.requests_finished_total} finished, {stats.requests_failed_total} failed, "
             f"{stats.requests_cancelled_total} cancelled, {stats.preemptions_total} preemptions",
         ),
+        ("policy", f"{served.policy}, {stats.requests_aborted_total} given up early"),
         ("tokens", f"{stats.tokens_prefill_total} prefill, {stats.tokens_decode_total} decode"),
         (
             "adapters",
@@ -154,8 +155,27 @@ def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
             f"{stats.adapter_evictions_total} evictions, "
             f"{format_bytes(stats.host_bytes)} in host memory",
         ),
+        *_cost_rows(stats.cost_model),
         ("up", f"{stats.uptime_s:.0f} s, engine restarted {stats.engine_restarts_total} times"),
     ]
+
+
+def _cost_rows(cost: CostModel) -> list[tuple[str, object]]:
+    """What the server has learnt of its own speed."""
+    steps = {"calibrated": "calibrated", "cached": "calibrated at an earlier start"}.get(
+        cost.source, "not calibrated"
+    )
+    if cost.HasField("mape"):
+        steps += f"; the last {cost.judged_steps} were foretold to {cost.mape:.1%} on average"
+    if cost.HasField("r2"):
+        steps += f", R2 {cost.r2:.3f}"
+    loads = "none yet"
+    if cost.learnt_loads:
+        rate = ""
+        if cost.HasField("load_bytes_per_s"):
+            rate = f" and {format_bytes(int(cost.load_bytes_per_s))}/s"
+        loads = f"{1e3 * cost.load_s:.1f} ms{rate}, learnt from {cost.learnt_loads}"
+    return [("step times", steps), ("load times", loads)]
 
 
 @app.command(

@@ -13,13 +13,21 @@ import typer
 
 from .cli_options import parse_size, write_size
 from .cli_output import EXIT_REFUSED, EXIT_USAGE, complain
-from .config import MemoryConfig, ModelConfig, SchedulingConfig, ServerConfig, ServiceConfig
+from .config import (
+    CostConfig,
+    MemoryConfig,
+    ModelConfig,
+    SchedulingConfig,
+    ServerConfig,
+    ServiceConfig,
+)
 from .errors import ConfigError, LorryError
 
 MODEL = ModelConfig(model="")
 MEMORY = MemoryConfig()
 SCHEDULING = SchedulingConfig()
 SERVICE = ServiceConfig()
+COST = CostConfig()
 
 # Shown as 2GiB, not 2147483648.
 HOST_BYTES = write_size(MEMORY.host_bytes)
@@ -87,6 +95,10 @@ def serve(
             help="Plan a step while the last one runs; unset: on a GPU alone.",
         ),
     ] = SCHEDULING.overlap,
+    policy: Annotated[
+        str,
+        typer.Option(help="fcfs, or slora: give up early who would miss its bound anyway."),
+    ] = SCHEDULING.policy,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = SERVICE.host,
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0: any free one, printed at start.")
@@ -120,6 +132,13 @@ def serve(
     metrics_host: Annotated[
         str, typer.Option(help="Address of the Prometheus endpoint, which asks for no token.")
     ] = SERVICE.metrics_host,
+    calibrate: Annotated[
+        float,
+        typer.Option(help="Seconds to time made-up steps in, at the first start; 0: none."),
+    ] = COST.calibrate_s,
+    step_log: Annotated[
+        Path | None, typer.Option(help="A new CSV file with a line for each step.")
+    ] = COST.step_log,
     debug: Annotated[
         bool, typer.Option("--debug", help="Audit and poison freed pages at every step.")
     ] = False,
@@ -146,6 +165,7 @@ def serve(
             tpot_s=tpot,
             max_new_tokens=max_new_tokens,
             overlap=overlap,
+            policy=policy,
         ),
         service=ServiceConfig(
             host=host,
@@ -162,6 +182,7 @@ def serve(
             behind_tls=behind_tls,
             metrics_host=metrics_host,
         ),
+        cost=CostConfig(calibrate_s=calibrate, step_log=step_log),
         debug=debug,
     )
     try:

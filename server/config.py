@@ -16,6 +16,7 @@ from .errors import ConfigError
 
 KERNELS = ("auto", "cpu", "triton")
 DTYPES = ("float32", "bfloat16", "float16")
+POLICIES = ("fcfs", "slora")
 MAX_PORT = 65535
 TOKEN_VARIABLE = "LORRY_TOKEN"
 MIB = 1 << 20
@@ -55,6 +56,7 @@ class SchedulingConfig:
     tpot_s: float = 0.2
     max_new_tokens: int = 256  # of a request that names none
     overlap: bool | None = None  # plan a step while the last one runs; None: on a GPU
+    policy: str = "fcfs"  # slora: gives up who would be too late, newest first under overload
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,20 @@ class ServiceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CostConfig:
+    """How the server comes to know how long its steps take."""
+
+    calibrate_s: float = 3.0  # for timing made-up steps at a first start; 0: none
+    step_log: Path | None = None  # a line for each step, for study; None: none
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     model: ModelConfig
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     debug: bool = False  # audit and poison freed pages at every step
 
     def checked(self) -> ServerConfig:
@@ -107,6 +118,11 @@ class ServerConfig:
                 field="--dtype",
             )
         _check_kernels(self.model)
+        if self.scheduling.policy not in POLICIES:
+            raise ConfigError(
+                f"--policy is {self.scheduling.policy!r}; it must be one of {', '.join(POLICIES)}",
+                field="--policy",
+            )
         _at_least("--max-bypass", self.scheduling.max_bypass_s, 0)
         _between("--port", self.service.port, 0, MAX_PORT)
         _between("--metrics-port", self.service.metrics_port, -1, MAX_PORT)
@@ -116,6 +132,7 @@ class ServerConfig:
                 f"({self.scheduling.max_running}): every running request decodes one token a step",
                 field="--max-step-tokens",
             )
+        _at_least("--calibrate", self.cost.calibrate_s, 0)
         _check_access(self.service)
         return self
 

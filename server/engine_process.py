@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from ..adapters.host_tier import HostTier
+from .calibration import calibrated_fit
 from .clock import MonotonicClock
 from .config import SchedulingConfig, ServerConfig
-from .engine import Engine, EngineParts
-from .errors import LorryError
+from .engine import Engine
+from .engine_parts import EngineParts
+from .errors import ConfigError, LorryError
 from .execution.info import EngineInfo
 from .execution.link import PoolLink
 from .execution.runner import Runner
@@ -23,10 +28,13 @@ from .intake import Gate
 from .memory.pool import Pool
 from .memory.residency import Residency
 from .overlap import choose_overlap
+from .scheduling.policies import POLICIES
 from .scheduling.records import StepLimits
 from .scheduling.state import SchedulerState
 from .seam import EngineEnd, StartFailed
 from .seam_ends import PipeEnd
+from .step_log import StepLog
+from .step_meter import MeteredStep, StepMeter
 
 # The kernels' table has a line per slot; more adapters than this in the pool at once would
 # mean pages far smaller than any model has.
@@ -37,31 +45,53 @@ _log = logging.getLogger(__name__)
 
 def run_engine(conn: Connection, config: ServerConfig) -> None:
     """Main of the engine's process."""
+    with ExitStack() as stack:
+        try:
+            log = _open_step_log(config.cost.step_log, stack)
+            runner = load_runner(config)
+        except LorryError as error:
+            conn.send(StartFailed(error))
+            return
+        fit = calibrated_fit(runner, config, MonotonicClock())
+        engine = build_engine(PipeEnd(conn), runner, config, meter=StepMeter(fit, log=log))
+        conn.send(runner.info())
+        _log.info("the engine is up in process %d", os.getpid())
+        engine.run()
+
+
+def _open_step_log(path: Path | None, stack: ExitStack) -> Callable[[MeteredStep], None] | None:
+    """Closed when the engine ends."""
+    if path is None:
+        return None
     try:
-        runner = load_runner(config)
-    except LorryError as error:
-        conn.send(StartFailed(error))
-        return
-    engine = build_engine(PipeEnd(conn), runner, config)
-    conn.send(runner.info())
-    _log.info("the engine is up in process %d", os.getpid())
-    engine.run()
+        return stack.enter_context(closing(StepLog(path))).write
+    except OSError as error:
+        raise ConfigError(
+            f"--step-log is {path}, which cannot be written: {error.strerror}", field="--step-log"
+        ) from error
 
 
-def build_engine(end: EngineEnd, runner: Runner, config: ServerConfig) -> Engine:
-    """Joins the rooms around a runner; tests hand in an in-process end."""
+def build_engine(
+    end: EngineEnd, runner: Runner, config: ServerConfig, *, meter: StepMeter | None = None
+) -> Engine:
+    """Joins the rooms around a runner; tests hand in an in-process end, and time nothing."""
+    meter = meter or StepMeter()
     info = runner.info()
     pool = Pool(info.num_pages, on_free=runner.poison if config.debug else _keep)
     if config.debug:
         runner.poison(range(info.num_pages))
     host_tier = HostTier(config.memory.host_bytes)
-    link = PoolLink(host_tier, runner.pool_PE, end.wake)
+    link = meter.metered(PoolLink(host_tier, runner.pool_PE, end.wake))
     overlaps, why = choose_overlap(config.scheduling.overlap, device=info.device)
     _log.info("the loop %s: %s", "overlaps" if overlaps else "is plain", why)
     return Engine(
         EngineParts(
             end=end,
-            state=SchedulerState(config.scheduling.max_running, config.scheduling.max_waiting),
+            state=SchedulerState(
+                config.scheduling.max_running,
+                config.scheduling.max_waiting,
+                policy=POLICIES[config.scheduling.policy],
+            ),
             pool=pool,
             residency=Residency(pool, link, max_slots=min(info.num_pages, MAX_SLOTS)),
             link=link,
@@ -72,6 +102,7 @@ def build_engine(end: EngineEnd, runner: Runner, config: ServerConfig) -> Engine
             clock=MonotonicClock(),
             audits=config.debug,
             overlaps=overlaps,
+            meter=meter,
         )
     )
 

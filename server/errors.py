@@ -7,6 +7,7 @@ LorryError                    base of the tree; each class has one gRPC status (
 ├── PermissionDenied          the client: the role of its token may not call this
 ├── TokensUnreadable          the operator: the file of tokens cannot be read; nobody is let in
 ├── Overloaded                nobody: the queue is full; says when to come back
+│   └── GivenUp               nobody: it waited too long for its bound; says when to come back
 ├── ClientTooSlow             the client: it does not read what it asked for; its call is ended
 ├── DeadlineExceeded          the client's deadline passed while waiting or running
 ├── Draining                  the operator: the server is stopping, try another
@@ -64,6 +65,10 @@ class Overloaded(LorryError):
     def __init__(self, message: str, *, field: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message, field=field)
         self.retry_after_s = retry_after_s
+
+
+class GivenUp(Overloaded):
+    """Its first token would have come later than it asked for, so it is not computed at all."""
 
 
 class ClientTooSlow(LorryError):

@@ -33,6 +33,7 @@ def as_request(submit: Submit, adapter_id: int, now_s: float) -> Request:
         tenant=submit.tenant,
         adapter_id=adapter_id if card else BASE_ID,
         adapter_pages=card.num_pages if card else 0,
+        adapter_bytes=card.weight_bytes if card else 0,
         prompt_ids=submit.prompt_ids,
         max_new_tokens=submit.max_new_tokens,
         sampling=submit.sampling,

@@ -74,6 +74,11 @@ MEASURES = (
         lambda s: s.requests_cancelled_total,
     ),
     Measure(
+        "lorry_requests_aborted_total",
+        "Requests given up early, of those failed.",
+        lambda s: s.requests_aborted_total,
+    ),
+    Measure(
         "lorry_preemptions_total",
         "Times a request gave its pages back.",
         lambda s: s.preemptions_total,
@@ -87,6 +92,16 @@ MEASURES = (
         "lorry_adapter_evictions_total",
         "Adapters moved out of the pool.",
         lambda s: s.adapter_evictions_total,
+    ),
+    Measure(
+        "lorry_cost_model_r2",
+        "Share of the variance of the last steps' seconds that was foretold; NaN: too few steps.",
+        lambda s: s.cost.r2,
+    ),
+    Measure(
+        "lorry_cost_model_mape_ratio",
+        "Mean of |predicted - taken| / taken over the last steps; NaN: no steps.",
+        lambda s: s.cost.mape,
     ),
 )
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from ..adapters.key import AdapterCard, AdapterKey
 from .errors import LorryError
 from .execution.info import EngineInfo
+from .scheduling.cost_model import NO_REPORT, CostReport
 from .scheduling.records import RowTimings
 from .scheduling.sampling import SamplingParams, TokenLogprobs
 
@@ -151,12 +152,14 @@ class EngineStats:
     requests_finished_total: int
     requests_failed_total: int
     requests_cancelled_total: int
+    requests_aborted_total: int  # of those failed: given up by the policy
     preemptions_total: int
     adapter_loads_total: int
     adapter_evictions_total: int
     host_bytes: int
     residents: tuple[ResidentStats, ...]
     page_runs: tuple[PageRunStats, ...]  # empty unless asked for
+    cost: CostReport = NO_REPORT  # of steps and loads
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Protocol
 from ..adapters.host_tier import HostTierStats
 from .memory.pool import AdapterOwner, KvOwner, Owner, Pool
 from .memory.residency import Residency
+from .scheduling.cost_model import CostReport
 from .scheduling.state import SchedulerState
 from .seam import EngineStats, PageRunStats, ResidentStats
 
@@ -26,6 +27,7 @@ class Counters:
     requests_finished: int = 0
     requests_failed: int = 0
     requests_cancelled: int = 0
+    requests_aborted: int = 0  # of those failed
     preemptions: int = 0
     adapter_loads: int = 0
     adapter_evictions: int = 0
@@ -42,6 +44,7 @@ def engine_stats(
     residency: Residency,
     host_tier: HostTierView,
     *,
+    cost: CostReport,
     pages: bool,
 ) -> EngineStats:
     """`pages`: also the owner of every page."""
@@ -59,6 +62,7 @@ def engine_stats(
         requests_finished_total=counters.requests_finished,
         requests_failed_total=counters.requests_failed,
         requests_cancelled_total=counters.requests_cancelled,
+        requests_aborted_total=counters.requests_aborted,
         preemptions_total=counters.preemptions,
         adapter_loads_total=counters.adapter_loads,
         adapter_evictions_total=counters.adapter_evictions,
@@ -68,6 +72,7 @@ def engine_stats(
             for item in residency.stats()
         ),
         page_runs=_page_runs(state, pool, residency) if pages else (),
+        cost=cost,
     )
 
 

@@ -282,6 +282,7 @@ def serve(config: ServerConfig) -> int:
     _do_without_torch()
     find_model(config.model.model)
     _try_store(config.service.store)
+    _try_step_log(config.cost.step_log)
     return asyncio.run(_serve(config))
 
 
@@ -307,6 +308,18 @@ def _try_store(root: Path) -> None:
         raise ConfigError(
             f"--store is {root}, which cannot be used: {error.strerror} ({error.filename})",
             field="--store",
+        ) from error
+
+
+def _try_step_log(path: Path | None) -> None:
+    """The engine appends to it, also after a restart: older steps were another server's."""
+    if path is None:
+        return
+    try:
+        path.open("x").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--step-log is {path}, which cannot be made: {error.strerror}", field="--step-log"
         ) from error
 
 

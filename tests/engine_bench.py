@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorry.adapters.key import AdapterCard
-from lorry.server.engine import Engine, EngineParts
+from lorry.server.engine import Engine
+from lorry.server.engine_parts import EngineParts
 from lorry.server.intake import Gate
 from lorry.server.memory.pool import Pool
 from lorry.server.memory.residency import Residency
+from lorry.server.scheduling.policies import FCFS, Policy
 from lorry.server.scheduling.records import StepLimits
 from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 from lorry.server.scheduling.state import SchedulerState
@@ -25,6 +27,7 @@ from lorry.server.seam import (
     Submit,
 )
 from lorry.server.seam_ends import LocalEnd
+from lorry.server.step_meter import StepMeter
 from lorry.tests.fakes import FakeClock, FakeHostTier, FakeLink, FakePages, FakeRunner
 
 PROMPT = (5, 6, 7)
@@ -129,6 +132,8 @@ def make_bench(
     instant: bool = True,
     overlaps: bool = False,
     runner_kind: type[FakeRunner] = FakeRunner,
+    policy: Policy = FCFS,
+    meter: StepMeter | None = None,
 ) -> Bench:
     end, clock, pages = LocalEnd(), FakeClock(), FakePages()
     runner = runner_kind(pages, tokens_per_page=4)
@@ -137,7 +142,7 @@ def make_bench(
     engine = Engine(
         EngineParts(
             end=end,
-            state=SchedulerState(max_running, max_waiting),
+            state=SchedulerState(max_running, max_waiting, policy=policy),
             pool=pool,
             residency=Residency(pool, link, max_slots=num_pages),
             link=link,
@@ -152,6 +157,7 @@ def make_bench(
             clock=clock,
             audits=True,
             overlaps=overlaps,
+            meter=meter or StepMeter(),
         )
     )
     return Bench(engine, end, pool, runner, link, clock, host_tier)

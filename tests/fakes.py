@@ -286,6 +286,7 @@ def make_card(
     *,
     num_pages: int = 2,
     version: int = 1,
+    weight_bytes: int = 1,
     image_path: Path = Path("nowhere"),
 ) -> AdapterCard:
     """Without files behind it, unless the test has written an image."""
@@ -294,7 +295,7 @@ def make_card(
         size_bytes=1,
         max_rank=8,
         num_pages=num_pages,
-        weight_bytes=1,
+        weight_bytes=weight_bytes,
         target_modules=("q_proj",),
         created_unix_s=0.0,
         rounding_error=0.0,

@@ -31,6 +31,7 @@ from lorry.server.errors import EngineUnavailable
 from lorry.server.rpc.front import Front
 from lorry.server.rpc.service import RpcServer
 from lorry.server.rpc.text import Text
+from lorry.server.scheduling.cost_model import NO_REPORT
 from lorry.server.scheduling.records import RowTimings
 from lorry.server.seam import (
     AskStats,
@@ -133,7 +134,7 @@ def make_card(name: str = "upper", version: int = 1) -> AdapterCard:
 
 def make_stats(**overrides: Any) -> EngineStats:
     values: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
-    values |= {"residents": (), "page_runs": ()}
+    values |= {"residents": (), "page_runs": (), "cost": NO_REPORT}
     return EngineStats(**(values | overrides))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from lorry.server.memory.pool import AdapterOwner, KvOwner, Pool
 from lorry.server.scheduling.commit import awaits, commit
 from lorry.server.scheduling.plan import plan_step
+from lorry.server.scheduling.policies import FCFS, Policy
 from lorry.server.scheduling.records import (
     AdapterView,
     Ending,
@@ -31,30 +32,35 @@ def make_request(
     max_new: int = 4,
     adapter_id: int = -1,
     adapter_pages: int = 0,
+    adapter_bytes: int = 0,
     arrival_s: float = 0.0,
     deadline_s: float = math.inf,
     stop_ids: frozenset[int] = frozenset(),
     tenant: str = "default",
     prompt_logprobs: int = -1,
+    ttft_s: float = 2.0,
 ) -> Request:
     return Request(
         request_id=request_id,
         tenant=tenant,
         adapter_id=adapter_id,
         adapter_pages=adapter_pages,
+        adapter_bytes=adapter_bytes,
         prompt_ids=tuple(range(num_prompt)),
         max_new_tokens=max_new,
         sampling=SamplingParams(seed=request_id, prompt_logprobs=prompt_logprobs),
         stop_ids=stop_ids,
-        ttft_s=2.0,
+        ttft_s=ttft_s,
         tpot_s=0.2,
         arrival_s=arrival_s,
         deadline_s=deadline_s,
     )
 
 
-def make_state(*requests: Request, max_running: int = 8, max_waiting: int = 64) -> SchedulerState:
-    state = SchedulerState(max_running, max_waiting)
+def make_state(
+    *requests: Request, max_running: int = 8, max_waiting: int = 64, policy: Policy = FCFS
+) -> SchedulerState:
+    state = SchedulerState(max_running, max_waiting, policy=policy)
     for request in requests:
         state.add(request, request.arrival_s, resident=request.adapter_id == -1)
     return state
@@ -106,6 +112,7 @@ class World:
     plans: list[StepPlan] = field(default_factory=list[StepPlan])
     endings: dict[int, Ending] = field(default_factory=dict[int, Ending])
     answers: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    first_s: dict[int, float] = field(default_factory=dict[int, float])  # arrival -> first token
     told: dict[int, list[int]] = field(default_factory=dict[int, list[int]])  # places, by request
     adapters: dict[int, AdapterView] = field(default_factory=dict[int, AdapterView])
     arrives_s: dict[int, float] = field(default_factory=dict[int, float])
@@ -155,6 +162,11 @@ class World:
             self.step()
         raise AssertionError(f"not done after {max_steps} steps, last plan {self.plans[-1]}")
 
+    def preempt(self, row: int) -> None:
+        """As a plan would that is short of pages."""
+        self.pool.release(KvOwner(row))
+        self.state.give_back(row)
+
     def count(self, name: str) -> int:
         """How many `preemptions`, `evictions`, `loads` or `runs` the plans held in all."""
         return sum(len(getattr(plan, name)) for plan in self.plans)
@@ -175,6 +187,10 @@ class World:
         assert len({run.row for run in plan.runs}) == len(plan.runs)
         ids = [int(state.adapter_id[run.row]) for run in plan.runs]
         assert ids == sorted(ids), "rows of one adapter stand together, base first"
+        waiting = set(state.line.rows().tolist())
+        for row in plan.aborted:
+            assert row in waiting and row not in inside, "who runs is never given up"
+            assert row not in plan.expired and state.num_known[row] == state.num_prompt[row]
         for adapter_id in plan.evictions:
             assert self.adapters[adapter_id].resident, "a load under way is never evicted"
             assert adapter_id not in {int(state.adapter_id[row]) for row in inside}
@@ -199,6 +215,8 @@ class World:
         for outcome in commit(self.state, plan, tokens, self.now_s + 0.5):
             if outcome.token is not None:
                 self.answers.setdefault(outcome.request_id, []).append(outcome.token)
+                waited_s = self.now_s + 0.5 - self.asked[outcome.request_id].arrival_s
+                self.first_s.setdefault(outcome.request_id, waited_s)
             if outcome.ending is not None:
                 self.endings[outcome.request_id] = outcome.ending
                 self._end(outcome.row)

@@ -68,7 +68,7 @@ def start_server(model_dir: Path, store: Path, *flags: str) -> ServerProcess:
     """Starts a server on a free port with one thread; returns before it is ready."""
     command = [*CLI, "serve", "--model", str(model_dir), "--store", str(store)]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--threads", "1", *flags],
+        [*command, "--port", "0", "--threads", "1", "--calibrate", "0", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -69,6 +69,7 @@ class SharedServer:
     process: ServerProcess
     client: Client
     model_dir: Path
+    step_log: Path
     adapter_dirs: dict[str, Path]  # of SPECS, by name; all are uploaded
     _models: dict[str, Any] = field(default_factory=dict[str, Any])
     _answers: dict[tuple[str, tuple[int, ...]], list[int]] = field(default_factory=dict)
@@ -157,10 +158,13 @@ def open_shared_server(home: Path) -> Iterator[SharedServer]:
     tokenizer.save_pretrained(model_dir)
     reference = load_reference(model_dir)
     folders = {spec.name: make_adapter(reference, home / "adapters", spec) for spec in SPECS}
+    step_log = home / "steps.csv"
+    # A moment: it has few sizes of steps.
+    flags = (*FLAGS, "--step-log", str(step_log), "--calibrate", "60")
     with (
-        running_server(model_dir, home / "store", *FLAGS) as process,
+        running_server(model_dir, home / "store", *flags) as process,
         Client(process.address, timeout_s=120) as client,
     ):
         for folder in folders.values():
             client.adapters.upload(folder)
-        yield SharedServer(process, client, model_dir, folders)
+        yield SharedServer(process, client, model_dir, step_log, folders)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from ...adapters.host_tier import HostTier
 from ...adapters.image import ImageLayout
-from ...server.engine import Engine, EngineParts
+from ...server.engine import Engine
+from ...server.engine_parts import EngineParts
 from ...server.execution.batch import StepCapacity, StepResult, StepRow
 from ...server.execution.flight import Flight
 from ...server.execution.model import LoadedModel

@@ -15,7 +15,8 @@ from pathlib import Path
 from ...adapters.host_tier import HostTier
 from ...adapters.key import DEFAULT_TENANT, AdapterCard, AdapterKey
 from ...server.clock import MonotonicClock
-from ...server.engine import Engine, EngineParts
+from ...server.engine import Engine
+from ...server.engine_parts import EngineParts
 from ...server.intake import Gate
 from ...server.memory.link_records import LinkEvent, Loaded, LoadOrder
 from ...server.memory.pool import Pool

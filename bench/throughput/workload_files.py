@@ -2,7 +2,8 @@
 
 Owns the cache folder: each workload lies under a name made of all its numbers, put in place
 whole, so that a half-written one is never read. Weights are drawn once, in seconds, with a
-fixed seed. Called at the start of a run; does not know who will load the files.
+fixed seed. Called at the start of a run; does not know who will load the files. `make_base` and
+`save_adapter` serve the SLO bench's fleet too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,21 @@ def prepare_files(workload: Workload, cache: Path) -> WorkloadFiles:
 
 
 def _make(workload: Workload, home: Path) -> None:
+    model = make_base(workload.shape, home / "base", seed=workload.seed)
+    for idx, (name, rank) in enumerate(zip(workload.adapters, workload.ranks, strict=True)):
+        save_adapter(model, rank, home / name, seed=1000 * workload.seed + idx)
+
+
+def make_base(shape: ModelShape, folder: Path, *, seed: int) -> Any:
+    """The model whose weights and tokenizer are now in `folder`."""
     disable_progress_bar()
-    torch.manual_seed(workload.seed)
-    model: Any = LlamaForCausalLM(_config(workload.shape))
+    torch.manual_seed(seed)
+    model: Any = LlamaForCausalLM(_config(shape))
     _widen(model)
     model = model.to(STORED_DTYPE).eval()
-    model.save_pretrained(home / "base")
-    make_tokenizer(workload.shape.vocab_size).save_pretrained(home / "base")
-    for idx, (name, rank) in enumerate(zip(workload.adapters, workload.ranks, strict=True)):
-        _save_adapter(model, rank, home / name, seed=1000 * workload.seed + idx)
+    model.save_pretrained(folder)
+    make_tokenizer(shape.vocab_size).save_pretrained(folder)
+    return model
 
 
 @torch.no_grad()
@@ -107,10 +114,18 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _save_adapter(model: Any, rank: int, folder: Path, *, seed: int) -> None:
+def save_adapter(
+    model: Any,
+    rank: int,
+    folder: Path,
+    *,
+    seed: int,
+    targets: Sequence[str] = TARGETS,
+    base_name: str = "workload-w",
+) -> None:
     """Random A and B: PEFT's own start has B at zero, which would change no token."""
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+        r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for an attribute by its old name.
@@ -125,6 +140,6 @@ def _save_adapter(model: Any, rank: int, folder: Path, *, seed: int) -> None:
             elif "lora_B" in name:
                 parameter.normal_(0, LORA_STRENGTH / scale * rank**-0.5, generator=generator)
     for saved in peft_model.peft_config.values():
-        saved.base_model_name_or_path = "workload-w"
+        saved.base_model_name_or_path = base_name
     peft_model.save_pretrained(folder, save_embedding_layers=False)
     peft_model.unload()

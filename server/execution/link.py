@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from ...adapters.errors import AdapterError, AdapterLoadFailed
 from ...adapters.image import ImageLayout
 from ...adapters.key import AdapterCard
+from ..clock import Clock, MonotonicClock
 from ..memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
 
 CLOSE_TIMEOUT_S = 4.0  # how long all loader threads together may take to end
@@ -48,6 +49,12 @@ class ImageSource(Protocol):
         ...
 
 
+class _Task(NamedTuple):
+    order: LoadOrder
+    ordered_s: float  # instant
+    freed: torch.cuda.Event | None  # GPU: the point of the stream where its pages were let go
+
+
 class PoolLink:
     """A `Link` over threads; `wake` is called from them whenever there is something to poll."""
 
@@ -59,13 +66,14 @@ class PoolLink:
         *,
         num_threads: int = 2,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
+        clock: Clock | None = None,
     ) -> None:
         self._source = source
         self._pool_PE = pool_PE
         self._wake = wake
+        self._clock = clock or MonotonicClock()
         self._close_timeout_s = close_timeout_s
-        # An order and, on a GPU, the point of the stream at which its pages had been let go.
-        self._orders: SimpleQueue[tuple[LoadOrder, torch.cuda.Event | None] | None] = SimpleQueue()
+        self._orders: SimpleQueue[_Task | None] = SimpleQueue()
         self._events: deque[LinkEvent] = deque()
         self._closing = threading.Event()
         self._threads = [
@@ -83,7 +91,7 @@ class PoolLink:
         if self._pool_PE.is_cuda:
             freed = torch.cuda.Event()
             freed.record(torch.cuda.current_stream(self._pool_PE.device))
-        self._orders.put((order, freed))
+        self._orders.put(_Task(order, self._clock.now_s(), freed))
 
     def poll(self) -> list[LinkEvent]:
         """Events since the last call, in their order; never blocks."""
@@ -117,21 +125,19 @@ class PoolLink:
             task = self._orders.get()
             if task is None:
                 return
-            order, freed = task
             try:
-                self._load(order, stream, freed)
+                self._load(task, stream)
             # The thread's last line of defence: every order gets an answer, whatever happens.
             except Exception as error:
                 _finish_copies(stream)
-                self._tell(LoadFailed(order.load_id, _as_adapter_error(order, error)))
+                self._tell(LoadFailed(task.order.load_id, _as_adapter_error(task.order, error)))
 
-    def _load(
-        self, order: LoadOrder, stream: torch.cuda.Stream | None, freed: torch.cuda.Event | None
-    ) -> None:
+    def _load(self, task: _Task, stream: torch.cuda.Stream | None) -> None:
+        order = task.order
         image = self._source.fetch(order.card)
         self._check(order, image)
-        if stream is not None and freed is not None:
-            stream.wait_event(freed)
+        if stream is not None and task.freed is not None:
+            stream.wait_event(task.freed)
         done = 0
         for layer, landed_pages in _layer_groups(image.layout):
             with torch.cuda.stream(stream):
@@ -144,7 +150,8 @@ class PoolLink:
                 stream.synchronize()
             done = landed_pages
             self._tell(LayerLanded(order.load_id, layer))
-        self._tell(Loaded(order.load_id, image.layout))
+        seconds = self._clock.now_s() - task.ordered_s
+        self._tell(Loaded(order.load_id, image.layout, seconds))
 
     def _copy(self, source_PE: Tensor, pages: Sequence[int], first: int, end: int) -> None:
         for start, stop in _page_runs(pages, first, end):

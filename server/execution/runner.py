@@ -75,6 +75,11 @@ class Runner:
         """The model as it is served, for benches that time its parts."""
         return self._loaded.model
 
+    @property
+    def limits(self) -> StepCapacity:
+        """The largest step."""
+        return self._limits
+
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         """Let `slot` mean the image in `pages`; they must hold it whole."""
         self._paged.attach(slot, layout, pages)
@@ -86,6 +91,10 @@ class Runner:
     def poison(self, pages: Sequence[int]) -> None:
         """Fill pages that belong to nobody with NaN (debug)."""
         self._paged.poison(pages)
+
+    def clear(self) -> None:
+        """Fill all pages with zeros, while none belongs to anybody."""
+        self._paged.clear(range(len(self._paged.pool_PE)))
 
     def run(self, rows: Sequence[StepRow]) -> StepResult:
         """Compute one step; returns when the sampled tokens are on the host."""
@@ -143,7 +152,7 @@ class Runner:
             self.run(make(self._limits, pages))
         if self._post is not None:
             self._climb_down(pages)
-        self._paged.clear(range(num_pages))
+        self.clear()
 
     def _climb_down(self, pages: Sequence[int]) -> None:
         """The ladder of smaller steps, with adapters of whatever numbers lie in their pages."""

@@ -40,6 +40,7 @@ class Loaded:
 
     load_id: int
     layout: ImageLayout
+    seconds: float = 0.0  # from order to here, by the link's clock; 0: it has none
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,8 @@ class Residency:
         self._entries: dict[int, _Entry] = {}
         self._ids: dict[AdapterKey, int] = {}
         self._loads: dict[int, int] = {}  # load_id -> adapter_id, of loads under way
-        self._placed: set[int] = set()  # those not ABSENT
+        # Those not ABSENT, as the planner sees them: it looks at every step, they change seldom.
+        self._placed: dict[int, AdapterView] = {}
         self._unused: set[int] = set()  # ABSENT without users, forgotten at the next apply
         self._free_ids: list[int] = []  # heaps: small numbers first
         self._free_slots = list(range(max_slots))
@@ -98,6 +99,7 @@ class Residency:
         adapter_id = self._ids.get(card.key)
         if adapter_id is not None:
             self._entries[adapter_id].card = card
+            self._show(adapter_id)
             return adapter_id
         adapter_id = heappop(self._free_ids) if self._free_ids else len(self._entries)
         self._ids[card.key] = adapter_id
@@ -117,6 +119,7 @@ class Residency:
             raise InternalError(f"{entry.card.key} has no users, yet one leaves")
         entry.num_users -= 1
         entry.last_used_s = now_s
+        self._show(adapter_id)
         self._settle(adapter_id)
 
     def doom(self, key: AdapterKey) -> None:
@@ -145,20 +148,12 @@ class Residency:
 
     def view(self, tokens_per_page: int) -> PoolView:
         """What the planner may see of memory."""
-        adapters: dict[int, AdapterView] = {}
-        for adapter_id in sorted(self._placed):
-            entry = self._entries[adapter_id]
-            adapters[adapter_id] = AdapterView(
-                num_pages=entry.card.num_pages,
-                resident=entry.place is Place.RESIDENT,
-                last_used_s=entry.last_used_s,
-            )
         return PoolView(
             num_pages=self._pool.num_pages,
             num_free=self._pool.num_free,
             tokens_per_page=tokens_per_page,
             num_free_slots=len(self._free_slots),
-            adapters=adapters,
+            adapters=dict(self._placed),
         )
 
     def apply(self, plan: StepPlan) -> tuple[LoadOrder, ...]:
@@ -196,6 +191,7 @@ class Residency:
                         self._depart(adapter_id)
                         continue
                     entry.place, entry.last_used_s = Place.RESIDENT, now_s
+                    self._show(adapter_id)
                     pages = self._pool.pages_of(AdapterOwner(adapter_id))
                     news.append(Arrived(adapter_id, entry.slot, pages, layout))
                 case LoadFailed(error=error):
@@ -255,9 +251,19 @@ class Residency:
         entry.load_id, entry.landed_layers = self._next_load_id, 0
         self._next_load_id += 1
         self._loads[entry.load_id] = load.adapter_id
-        self._placed.add(load.adapter_id)
+        self._show(load.adapter_id)
         self._unused.discard(load.adapter_id)
         return LoadOrder(entry.load_id, load.adapter_id, entry.slot, entry.card, pages)
+
+    def _show(self, adapter_id: int) -> None:
+        """To the planner, as it is now: after every change of what `AdapterView` holds."""
+        entry = self._entries[adapter_id]
+        if entry.place is not Place.ABSENT:
+            self._placed[adapter_id] = AdapterView(
+                num_pages=entry.card.num_pages,
+                resident=entry.place is Place.RESIDENT,
+                last_used_s=entry.last_used_s,
+            )
 
     def _settle(self, adapter_id: int) -> None:
         """Lets go of an adapter nobody needs: at once when doomed, else when it has no pages."""
@@ -281,7 +287,7 @@ class Residency:
         if entry.slot >= 0:
             heappush(self._free_slots, entry.slot)
         entry.place, entry.slot, entry.load_id, entry.landed_layers = Place.ABSENT, -1, -1, 0
-        self._placed.discard(adapter_id)
+        self._placed.pop(adapter_id, None)
         if released:
             self._forget(adapter_id)
         elif entry.num_users == 0:

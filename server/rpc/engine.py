@@ -10,6 +10,7 @@ from ...proto import lorry_pb2 as pb
 from ...proto import lorry_pb2_grpc as pb_grpc
 from ..seam import EngineInfo, EngineStats, PageRunStats
 from .access import Caller
+from .cost import cost_message
 from .front import Front
 from .guard import Context, answering
 from .limits import request_limits
@@ -65,6 +66,7 @@ class EngineService(pb_grpc.EngineServicer):
             has_chat_template=text is not None and text.chat is not None,
             vocab_size=info.vocab_size,
             limits=request_limits(config.scheduling),
+            policy=config.scheduling.policy,
         )
 
 
@@ -82,6 +84,7 @@ def _stats(stats: EngineStats, caller: Caller) -> pb.Stats:
         requests_finished_total=stats.requests_finished_total,
         requests_failed_total=stats.requests_failed_total,
         requests_cancelled_total=stats.requests_cancelled_total,
+        requests_aborted_total=stats.requests_aborted_total,
         preemptions_total=stats.preemptions_total,
         adapter_loads_total=stats.adapter_loads_total,
         adapter_evictions_total=stats.adapter_evictions_total,
@@ -97,6 +100,7 @@ def _stats(stats: EngineStats, caller: Caller) -> pb.Stats:
             for resident in stats.residents
         ],
         pages=[_page_run(run, caller) for run in stats.page_runs],
+        cost_model=cost_message(stats.cost),
     )
 
 

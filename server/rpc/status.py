@@ -28,6 +28,7 @@ from ..errors import (
     DeadlineExceeded,
     Draining,
     EngineUnavailable,
+    GivenUp,
     InternalError,
     InvalidRequest,
     LorryError,
@@ -189,6 +190,7 @@ TABLE: dict[type[Exception], tuple[grpc.StatusCode, DetailBuilder]] = {
     PermissionDenied: (_CODE.PERMISSION_DENIED, _nothing),
     # Passing states: come back.
     Overloaded: (_CODE.RESOURCE_EXHAUSTED, _overloaded),
+    GivenUp: (_CODE.RESOURCE_EXHAUSTED, _overloaded),
     DeadlineExceeded: (_CODE.DEADLINE_EXCEEDED, _nothing),
     Draining: (_CODE.UNAVAILABLE, _elsewhere),
     EngineUnavailable: (_CODE.UNAVAILABLE, _retry_after),

@@ -90,8 +90,11 @@ def advance(state: SchedulerState, plan: StepPlan, awaited: Awaited) -> tuple[Ou
     state.num_known[list(awaited.sampled)] += 1
     for row, places in awaited.told.items():
         state.num_told[row] = places.stop
+    endings = ((plan.expired, Ending.EXPIRED), (plan.aborted, Ending.ABORTED))
     return tuple(
-        Outcome(row, state.request(row).request_id, None, Ending.EXPIRED) for row in plan.expired
+        Outcome(row, state.request(row).request_id, None, ending)
+        for rows, ending in endings
+        for row in rows
     )
 
 
@@ -130,15 +133,33 @@ def _enter_newcomers(state: SchedulerState, plan: StepPlan, awaited: Awaited) ->
     newcomers = rows[state.status[rows] == Status.WAITING].tolist()
     if not newcomers:
         return
+    num_first = int(np.isnan(state.first_scheduled_s[newcomers]).sum())
+    if num_first:
+        state.flow.let(num_first)
     for row in newcomers:
         state.enter(row, plan.now_s)
-    newest = max(state.age(row) for row in newcomers)
-    passed = state.line.rows()[: state.line.position(*newest)]
+    passed = _passed_by(state, newcomers, newest_first=plan.newest_first)
     if plan.first_without_logits is not None:
         first = state.line.position(*state.age(plan.first_without_logits))
         late = passed[first:]
         passed = np.concatenate([passed[:first], late[~state.is_untold(late)]])
     state.overtaken_s[passed] = np.minimum(state.overtaken_s[passed], plan.now_s)
+
+
+def _passed_by(
+    state: SchedulerState, newcomers: list[int], *, newest_first: bool
+) -> NDArray[np.int64]:
+    """Waiting rows that stood before one of the newcomers and are wronged by it."""
+    rows = state.line.rows()
+    if not newest_first:
+        newest = max(state.age(row) for row in newcomers)
+        return rows[: state.line.position(*newest)]
+    # In a line turned round those who had a token stand in front.
+    begun = state.has_begun(np.array(newcomers))
+    if begun.all():
+        newest = max(state.age(row) for row in newcomers)
+        rows = rows[: state.line.position(*newest)]
+    return rows[state.has_begun(rows)]
 
 
 def _stamp(state: SchedulerState, rows: list[int], now_s: float) -> None:

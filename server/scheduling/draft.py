@@ -7,6 +7,7 @@ rules. Reads the table and the view, never writes them. Lives for one call of `p
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -101,8 +102,11 @@ class PlanDraft:
         self.expired = expired
         self.running = [row for row in _with_work(state) if row not in gone]  # oldest first
         self.facts = gather(state, self.running)  # and of newcomers, once they are looked at
-        rows = state.line.rows()
-        self.waiting = rows[state.deadline_s[rows] > now_s] if gone else rows  # oldest first
+        self.aborted = [
+            row for row in state.policy.gives_up(state, now_s).tolist() if row not in gone
+        ]
+        self.newest_first = state.policy.newest_first(state, now_s)
+        self.waiting = self._in_order()  # whoever comes first stands first
         self.waiting_adapters = state.adapter_id[self.waiting]
         self.waits_for_logits = self._find_logit_waits()  # by position
 
@@ -118,17 +122,52 @@ class PlanDraft:
 
         # A launched step may still read the weights of rows that will not run again.
         holding = [row for row in state.holding_rows().tolist() if row not in gone]
-        in_use = set(state.adapter_id[holding].tolist())
+        self.in_use = set(state.adapter_id[holding].tolist())
         # Both are indexed by adapter_id; the base's -1 is their last element.
         size = max([-1, *view.adapters, int(self.waiting_adapters.max(initial=-1))]) + 2
         self.where = self._places(size)
         self.first = self._first_positions(size)
-        self.idle = sorted(
-            Idle(int(self.first[adapter_id]), -seen.last_used_s, adapter_id, seen.num_pages)
-            for adapter_id, seen in view.adapters.items()
-            if seen.resident and adapter_id not in in_use
+        in_use = self.in_use
+        self.idle_pages = sum(
+            [
+                seen.num_pages
+                for adapter_id, seen in view.adapters.items()
+                if seen.resident and adapter_id not in in_use
+            ]
         )
-        self.idle_pages = sum(idle.num_pages for idle in self.idle)
+
+    @cached_property
+    def idle(self) -> list[Idle]:
+        """Sorted for who asks whether one may go: most plans find room without."""
+        first = self.first.tolist()
+        return sorted(
+            [
+                Idle(first[adapter_id], -seen.last_used_s, adapter_id, seen.num_pages)
+                for adapter_id, seen in self.view.adapters.items()
+                if seen.resident and adapter_id not in self.in_use
+            ]
+        )
+
+    def kept_pages(self) -> NDArray[np.int64]:
+        """By position in the line: pages of the idle adapter that is first named there."""
+        kept = np.zeros(len(self.waiting) + 1, np.int64)
+        for adapter_id in set(self.waiting_adapters.tolist()) - self.in_use - {BASE_ID}:
+            if self.where[adapter_id] == Where.RESIDENT:  # else this plan may have evicted it
+                kept[self.first[adapter_id]] = self.view.adapters[adapter_id].num_pages
+        return kept
+
+    def _in_order(self) -> NDArray[np.int64]:
+        """Those in the line who are not to go, in the policy's order."""
+        state = self.state
+        rows = state.line.rows()
+        if self.expired:
+            rows = rows[state.deadline_s[rows] > self.now_s]
+        if self.aborted:
+            rows = rows[~np.isin(rows, self.aborted)]
+        if self.newest_first:
+            begun = state.has_begun(rows)
+            rows = np.concatenate([rows[begun], rows[~begun][::-1]])
+        return rows
 
     def _find_logit_waits(self) -> NDArray[np.bool_]:
         """Who could not begin with its prompt in this step, whatever room there were.
@@ -203,6 +242,8 @@ class PlanDraft:
         pages = self.free_pages
         if position == NOBODY:
             return pages + self.idle_pages
+        if pages >= enough:
+            return pages
         for idle in reversed(self.idle):
             if pages >= enough or idle.position <= position:
                 break
@@ -267,10 +308,12 @@ class PlanDraft:
         return StepPlan(
             now_s=self.now_s,
             expired=tuple(self.expired),
+            aborted=tuple(self.aborted),
             preemptions=tuple(self.preemptions),
             evictions=tuple(self.evictions),
             loads=tuple(self.loads.values()),
             # The sort is stable: rows of one adapter stay in the order they were planned.
             runs=tuple(sorted(self.runs.values(), key=lambda run: facts[run.row].adapter_id)),
             first_without_logits=int(self.waiting[late[0]]) if len(late) else None,
+            newest_first=self.newest_first,
         )

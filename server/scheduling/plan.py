@@ -59,11 +59,14 @@ def _find_barrier(draft: PlanDraft) -> int | None:
 
     One whose adapter is on its way does not bar the door: its pages are there already, and
     nobody's waiting makes the link faster. Nor does one whose turn for a step's prompt logits is
-    still to come: those before it take them, however empty the pool is.
+    still to come: those before it take them, however empty the pool is. Nor, in a line turned
+    round, one that had no token: to be passed is its lot.
     """
     passed = draft.state.overtaken_s[draft.waiting] <= draft.now_s - draft.limits.max_bypass_s
     passed &= draft.where[draft.waiting_adapters] != Where.LOADING
     passed &= ~draft.waits_for_logits
+    if draft.newest_first:
+        passed &= draft.state.has_begun(draft.waiting)
     return int(passed.argmax()) if passed.any() else None
 
 
@@ -160,9 +163,7 @@ def _candidates(draft: PlanDraft, reserve: int, end: int) -> tuple[list[int], li
     """
     state, limits = draft.state, draft.limits
     rows, adapters = draft.waiting[:end], draft.waiting_adapters[:end]
-    kept = np.zeros(len(draft.waiting) + 1, np.int64)  # idle, but for someone this far in front
-    for idle in draft.idle:
-        kept[idle.position] += idle.num_pages
+    kept = draft.kept_pages()  # idle, but for someone this far in front
     room = draft.free_pages + draft.idle_pages - reserve - kept.cumsum()[:end]
     room -= -(-state.num_known[rows] // draft.view.tokens_per_page)
     place = draft.where[adapters]

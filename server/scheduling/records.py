@@ -28,6 +28,7 @@ class Request:
     tenant: str
     adapter_id: int  # handle given by residency; -1: base model
     adapter_pages: int  # pages its image takes; 0 for the base
+    adapter_bytes: int  # of its weights at true ranks; 0 for the base
     prompt_ids: tuple[int, ...]  # at least one
     max_new_tokens: int  # at least one
     sampling: SamplingParams
@@ -98,6 +99,7 @@ class StepPlan:
 
     now_s: float = 0.0  # instant the plan was made for
     expired: tuple[int, ...] = ()  # rows whose deadline has passed
+    aborted: tuple[int, ...] = ()  # waiting rows that the policy gives up
     preemptions: tuple[int, ...] = ()  # rows that give their pages back and are recomputed
     evictions: tuple[int, ...] = ()  # adapter_ids
     loads: tuple[PlannedLoad, ...] = ()
@@ -105,6 +107,8 @@ class StepPlan:
     # Of the waiting rows whose prompt is to be told, this one and all behind it had none of the
     # step's prompt logits to hope for: to be passed by others is no wrong to them.
     first_without_logits: int | None = None
+    # Whether the line was turned round: whoever has had no token is then passed by no wrong.
+    newest_first: bool = False
 
 
 class Ending(Enum):
@@ -113,6 +117,7 @@ class Ending(Enum):
     STOP = "stop"  # one of its stop ids was sampled
     LENGTH = "length"  # max_new_tokens are there
     EXPIRED = "expired"  # its deadline passed
+    ABORTED = "aborted"  # its first token would have come too late
     BROKEN = "broken"  # its logits were not finite
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InternalError, Overloaded
+from .flow import LineFlow
 from .order import WaitingLine
 from .policies import FCFS, Policy
 from .records import Request
@@ -39,6 +40,7 @@ class SchedulerState:
         self.max_running, self.max_waiting = max_running, max_waiting
         self.policy = policy
         self.line = WaitingLine(capacity)
+        self.flow = LineFlow()
 
         self.status = np.full(capacity, Status.FREE, np.int8)
         self.num_prompt = np.zeros(capacity, np.int64)  # tokens
@@ -52,10 +54,13 @@ class SchedulerState:
         self.num_told = np.zeros(capacity, np.int64)
         self.adapter_id = np.full(capacity, -1, np.int64)
         self.adapter_pages = np.zeros(capacity, np.int64)
+        self.adapter_bytes = np.zeros(capacity, np.int64)  # at true ranks
         self.key = np.zeros(capacity, np.float64)  # the policy's, smaller is older
         self.seq = np.zeros(capacity, np.int64)  # order of arrival; settles equal keys
         self.num_preemptions = np.zeros(capacity, np.int64)
+        self.ttft_s = np.zeros(capacity)  # duration: the bound on the first token
         # Instants; inf or nan where it has not happened.
+        self.arrival_s = np.zeros(capacity)
         self.deadline_s = np.full(capacity, math.inf)
         self.overtaken_s = np.full(capacity, math.inf)  # first passed while it waited for room
         self.first_scheduled_s = np.full(capacity, math.nan)
@@ -113,13 +118,16 @@ class SchedulerState:
         self.num_told[row] = 0
         self.adapter_id[row] = request.adapter_id
         self.adapter_pages[row] = request.adapter_pages
+        self.adapter_bytes[row] = request.adapter_bytes
         self.key[row], self.seq[row] = self.policy.sort_key(request), self._next_seq
+        self.arrival_s[row], self.ttft_s[row] = request.arrival_s, request.ttft_s
         self.deadline_s[row] = request.deadline_s
         self.first_scheduled_s[row] = self.first_token_s[row] = self.last_token_s[row] = math.nan
         self.absent_since_s[row] = math.nan if resident else now_s
         self.load_wait_s[row] = 0.0
         self._next_seq += 1
         self._join_line(row)
+        self.flow.join()
         return row
 
     def drop(self, row: int) -> None:
@@ -163,6 +171,10 @@ class SchedulerState:
     def age(self, row: int) -> tuple[float, int]:
         """What the order goes by: smaller is older."""
         return float(self.key[row]), int(self.seq[row])
+
+    def has_begun(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these were given a token, or have one on its way."""
+        return self.num_known[rows] > self.num_prompt[rows]
 
     def is_untold(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these cannot compute a token without logits: a prompt to tell, not begun."""

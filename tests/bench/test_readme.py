@@ -14,7 +14,13 @@ from lorry.bench.readme import RENDERERS, find_sections, main, refresh
 from lorry.bench.readme_tables import ReadmeError
 from lorry.bench.throughput.document import make_document
 from lorry.bench.zoo.tasks import TASKS, is_held_out
-from lorry.server.config import MemoryConfig, ModelConfig, SchedulingConfig, ServiceConfig
+from lorry.server.config import (
+    CostConfig,
+    MemoryConfig,
+    ModelConfig,
+    SchedulingConfig,
+    ServiceConfig,
+)
 from lorry.server.metrics import MEASURES
 from lorry.server.rpc import status
 from lorry.tests.bench_builders import make_report, make_row
@@ -131,7 +137,7 @@ def test_every_section_is_the_same_twice() -> None:
 def test_config_has_every_field_of_the_configuration() -> None:
     """A flag that the page leaves out is found by nobody."""
     flags = [row[0] for row in cells(readme_tables.render_config())]
-    configs = (ModelConfig, MemoryConfig, SchedulingConfig, ServiceConfig)
+    configs = (ModelConfig, MemoryConfig, SchedulingConfig, ServiceConfig, CostConfig)
     names = [field.name for config in configs for field in fields(config)] + ["debug"]
     expected = ["--" + n.removeprefix("num_").removesuffix("_s").replace("_", "-") for n in names]
     assert flags == expected

@@ -15,6 +15,7 @@ from lorry.adapters.image import ImageLayout
 from lorry.adapters.key import AdapterCard, AdapterKey
 from lorry.server.execution.link import PoolLink
 from lorry.server.memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
+from lorry.tests.fakes import FakeClock
 
 
 @dataclass
@@ -61,7 +62,13 @@ class Waiter:
 def test_layers_land_in_order_and_only_in_their_pages() -> None:
     """A page of somebody else must stay as it is, whatever the order of the numbers."""
     image, waiter, pool_PE = make_image(), Waiter(), torch.full((12, 64), torch.nan)
-    link = PoolLink(Source(lambda card: image), pool_PE, waiter.wake)
+    clock = FakeClock()
+
+    def fetch(card: AdapterCard) -> Image:
+        clock.advance(0.25)
+        return image
+
+    link = PoolLink(Source(fetch), pool_PE, waiter.wake, clock=clock)
     pages = (7, 8, 2, 3, 11)
     link.start(make_order(1, pages))
     events = waiter.collect(link, 1)
@@ -70,7 +77,7 @@ def test_layers_land_in_order_and_only_in_their_pages() -> None:
         LayerLanded(1, 1),
         LayerLanded(1, 2),
         LayerLanded(1, 3),
-        Loaded(1, image.layout),
+        Loaded(1, image.layout, seconds=0.25),  # from the order on, as the cost model learns it
     ]
     assert torch.equal(pool_PE[list(pages)], image.pages)
     assert pool_PE[[0, 1, 4, 5, 6, 9, 10]].isnan().all()
@@ -108,7 +115,10 @@ def test_a_bad_image_fails_its_own_load(fetch: Callable[[AdapterCard], Image], w
     waiter, pool_PE = Waiter(), torch.full((6, 64), torch.nan)
     good = make_image()
     link = PoolLink(
-        Source(lambda card: good if card.key.name == "good" else fetch(card)), pool_PE, waiter.wake
+        Source(lambda card: good if card.key.name == "good" else fetch(card)),
+        pool_PE,
+        waiter.wake,
+        clock=FakeClock(),
     )
     link.start(make_order(1, (0, 1, 2, 3, 4)))
     (event,) = waiter.collect(link, 1)

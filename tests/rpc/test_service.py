@@ -92,6 +92,7 @@ def test_info_and_stats_join_engine_and_front_end():
         info = await stub.GetInfo(pb.GetInfoRequest())
         assert (info.model, info.dtype, info.max_rank) == ("tiny", "float32", 256)
         assert list(info.sites) == ["q_proj"]
+        assert info.policy == "fcfs"
         service.front.engine_restarts = 3
         stats = await stub.GetStats(pb.GetStatsRequest(pages=True))
         assert (stats.engine_restarts_total, stats.adapters_registered) == (3, 2)

@@ -109,6 +109,20 @@ def test_what_a_plan_evicts_it_does_not_load():
     assert (plan.evictions, plan.loads, rows(plan)) == ((1, 2), (), [0])
 
 
+def test_the_room_of_an_adapter_that_has_gone_is_not_kept_for_it():
+    """Pages taken from an adapter would count as kept for those who wait for it, and the door stay
+    shut while there is room."""
+    state = make_state(
+        make_request(0, num_prompt=4, max_new=9),
+        make_request(1, adapter_id=1, adapter_pages=5),
+        make_request(2, num_prompt=4, max_new=1),
+    )
+    enter(state, 0, computed=4, pages=1, extra=1)
+    view = make_view(num_pages=6, num_free=0, adapters={1: resident(5)})
+    plan = plan_step(state, view, make_limits(), 0.0)
+    assert (plan.evictions, rows(plan)) == ((1,), [0, 2])
+
+
 def test_an_adapter_an_older_one_waits_for_stays():
     """A newer request's load would throw out what an older one is about to run on."""
     older = make_request(0, adapter_id=1, adapter_pages=4, num_prompt=4)

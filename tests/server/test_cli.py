@@ -269,7 +269,7 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
             compile_layers=True,
         ),
         MemoryConfig(512 << 20, 3 * GIB // 2, 17),
-        SchedulingConfig(5, 6, 77, 8.5, 9.5, 0.125, 11, False),
+        SchedulingConfig(5, 6, 77, 8.5, 9.5, 0.125, 11, False, "slora"),
         ServiceConfig(
             "0.0.0.0",
             1234,
@@ -294,7 +294,7 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
         "--max-step-tokens 77 --max-bypass 8.5 --ttft 9.5 --tpot 0.125 --max-new-tokens 11 "
         "--host 0.0.0.0 --port 1234 --store s --drain 12.5 --metrics-port 13 --allow-remote "
         "--max-upload-bytes 4096 --tokens t --tls-cert c --tls-key k --tls-client-ca ca "
-        "--behind-tls --metrics-host :: --debug --no-overlap"
+        "--behind-tls --metrics-host :: --debug --no-overlap --policy slora"
     )
     seen: list[ServerConfig] = []
     status = main(["serve", *flags.split()], run_server=lambda config: seen.append(config) or 0)

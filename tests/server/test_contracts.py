@@ -18,8 +18,8 @@ from lorry.adapters.host_tier import HostTier
 from lorry.adapters.image import ImageLayout
 from lorry.adapters.image_file import write_image
 from lorry.adapters.key import AdapterCard
-from lorry.server.engine import HostTier as EngineHostTier
-from lorry.server.engine import Runner as EngineRunner
+from lorry.server.engine_parts import HostTier as EngineHostTier
+from lorry.server.engine_parts import Runner as EngineRunner
 from lorry.server.execution.batch import StepRow
 from lorry.server.execution.link import PoolLink
 from lorry.server.memory.link_records import (

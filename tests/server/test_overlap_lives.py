@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from lorry.adapters.key import AdapterCard
-from lorry.server.errors import Overloaded
+from lorry.server.errors import GivenUp, Overloaded
 from lorry.server.execution.batch import StepResult, StepRow
+from lorry.server.scheduling.policies import FCFS, SLORA, Policy
 from lorry.server.scheduling.sampling import SamplingParams
 from lorry.server.seam import Cancel, Forget, Stop, Submit
 from lorry.tests.engine_bench import Bench, make_bench, submit
@@ -55,6 +56,7 @@ class Life:
 
     seed: int
     calm: bool = False  # room for all, and nobody disturbs anybody
+    policy: Policy = FCFS
     bench_settings: dict[str, Any] = field(default_factory=dict[str, Any])
     acts: list[list[Any]] = field(default_factory=list[list[Any]])  # commands, a list a step
     cards: dict[int, AdapterCard | None] = field(default_factory=dict[int, AdapterCard | None])
@@ -115,6 +117,8 @@ class Life:
             sampling=rng.choice(WISHES) if rng.random() < wish_share else SamplingParams(),
             stop_ids=frozenset({rng.choice(answer)} if rng.random() < 0.4 else ()),
             timeout_s=rng.choice([0.0, 0.02, 0.1]) if hurried else float("inf"),
+            # Of its own draw, so that a life is the same whatever the policy.
+            ttft_s=random.Random(f"{self.seed} {request_id}").choice([0.05, 0.3, 60.0]),
         )
         if hurried:
             self.disturbed.add(request_id)
@@ -126,7 +130,12 @@ class Life:
 
     def live(self, *, overlaps: bool) -> Bench:
         """Steps through it, then until nobody is left; loads come in at their own pace."""
-        bench = make_bench(overlaps=overlaps, runner_kind=LoudRunner, **self.bench_settings)
+        bench = make_bench(
+            overlaps=overlaps,
+            runner_kind=LoudRunner,
+            policy=self.policy,
+            **self.bench_settings,
+        )
         pace = random.Random(self.seed + 1)
         fate = {n: random.Random(f"{self.seed} {n}").random() for n in range(400)}
         idle, steps = False, iter(self.acts)
@@ -196,6 +205,21 @@ def test_both_loops_say_the_same(first: int):
     # Lives in which nothing was scarce would pass with any loop.
     assert sums["same"] > 150 and sums["preemptions"] > 5 and sums["evictions"] > 20
     assert sums["launches"] / 2 < sums["overlapped"] < sums["launches"]
+
+
+def test_giving_up_takes_nothing_from_under_a_step():
+    """Whoever is given up while a step is on its way would leave it pages that are gone."""
+    num_given_up = num_whole = 0
+    for seed in range(2000, 2020):
+        life = Life(seed, policy=SLORA)
+        plain, other = life.live(overlaps=False), life.live(overlaps=True)
+        for bench in (plain, other):
+            expect_truth(life, bench)
+            given_up = [n for n, end in bench.ended.items() if isinstance(end, GivenUp)]
+            assert not any(bench.tokens[request_id] for request_id in given_up)
+            num_given_up += len(given_up)
+        num_whole += same_for_both(life, plain, other)
+    assert num_given_up > 30 and num_whole > 30
 
 
 def test_both_loops_count_the_same():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorry.adapters.store_files import StoreLock
-from lorry.server.config import ModelConfig, ServerConfig, ServiceConfig
+from lorry.server.config import CostConfig, ModelConfig, ServerConfig, ServiceConfig
 from lorry.server.errors import ConfigError
 from lorry.server.supervisor import serve
 
@@ -44,3 +44,18 @@ def test_a_store_that_cannot_be_had_is_told_before_anything_starts(tmp_path: Pat
             assert caught.value.field == "--store"
     finally:
         held.close()
+
+
+def test_a_step_log_that_is_there_already_is_refused(tmp_path: Path):
+    """Steps of two servers in one file, and no way to tell them apart."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "old.csv").write_text("")
+    for path, words in (("old.csv", "File exists"), ("none/new.csv", "No such file")):
+        config = ServerConfig(
+            ModelConfig(str(tmp_path)),
+            service=ServiceConfig(store=tmp_path / "s"),
+            cost=CostConfig(step_log=tmp_path / path),
+        )
+        with pytest.raises(ConfigError, match=f"--step-log is .*{path}.*{words}") as caught:
+            serve(config)
+        assert caught.value.field == "--step-log"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lorry.bench.cost.step_logs import read_step_log
 from lorry.tests.service_shared import SharedServer, open_shared_server
 
 
@@ -17,8 +18,12 @@ from lorry.tests.service_shared import SharedServer, open_shared_server
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     with open_shared_server(tmp_path_factory.mktemp("shared")) as server:
         yield server
+        stats = server.client.stats()
         server.client.close()
         assert server.process.stop() == 0, "".join(server.process.output)
+        num_more = len(read_step_log(server.step_log)) - stats.steps_total
+        # Of an engine that was killed the server counts what it had heard of; the log knows all.
+        assert num_more >= 0 if stats.engine_restarts_total else num_more == 0, "lines are lost"
 
 
 @pytest.fixture

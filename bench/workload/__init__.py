@@ -1,0 +1,1 @@
+"""Workloads: who asks what, of which adapter, when. Seeded, written to a file, replayed."""

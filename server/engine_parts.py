@@ -1,0 +1,61 @@
+"""The rooms an engine joins, and what it asks of the two that have more than one kind.
+
+Owns the record they are handed over in. Knows nothing of what the engine does with them.
+Filled by engine_process.py, by the simulator and by tests; taken apart by engine.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..adapters.image import ImageLayout
+from ..adapters.key import AdapterKey
+from .clock import Clock
+from .execution.batch import StepResult, StepRow
+from .execution.flight import Flight
+from .intake import Gate
+from .memory.link_records import Link
+from .memory.pool import Pool
+from .memory.residency import Residency
+from .scheduling.records import StepLimits
+from .scheduling.state import SchedulerState
+from .seam import EngineEnd
+from .stats import HostTierView
+from .step_meter import StepMeter
+
+
+class Runner(Protocol):
+    """What executes a step; the real one is execution/runner.py."""
+
+    def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None: ...
+
+    def detach(self, slot: int) -> None: ...
+
+    def run(self, rows: Sequence[StepRow]) -> StepResult: ...
+
+    def launch(self, rows: Sequence[StepRow]) -> Flight: ...
+
+
+class HostTier(HostTierView, Protocol):
+    def forget(self, key: AdapterKey) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """The rooms an engine joins."""
+
+    end: EngineEnd
+    state: SchedulerState
+    pool: Pool
+    residency: Residency
+    link: Link
+    host_tier: HostTier
+    runner: Runner
+    limits: StepLimits
+    gate: Gate
+    clock: Clock
+    audits: bool = False  # check the pool's books after every step, not only when idle
+    overlaps: bool = False  # plan a step while the one before it runs
+    meter: StepMeter = field(default_factory=StepMeter)  # what times steps; as it stands nothing
