@@ -59,3 +59,13 @@ class StepLog:
             with suppress(OSError):
                 self._file.truncate(whole_bytes)
             self._file.close()
+
+
+def drop_empty_log(path: Path | None) -> None:
+    """A server that never ran a step leaves no file in the way of the next one's."""
+    if path is None or not path.exists():
+        return
+    with path.open("rb") as file:
+        has_steps = len(file.readlines(2 * len(",".join(COLUMNS)))) > 1
+    if not has_steps:
+        path.unlink()

@@ -28,6 +28,7 @@ from .keeper import CHILD_PATIENCE_S, Keeper, Outside
 from .rpc.front import Front
 from .rpc.service import RpcServer, bracketed
 from .rpc.text import Text, find_model, load_text
+from .step_log import drop_empty_log
 from .watchdog import Watched, watch
 
 if TYPE_CHECKING:
@@ -283,7 +284,10 @@ def serve(config: ServerConfig) -> int:
     find_model(config.model.model)
     _try_store(config.service.store)
     _try_step_log(config.cost.step_log)
-    return asyncio.run(_serve(config))
+    try:
+        return asyncio.run(_serve(config))
+    finally:
+        drop_empty_log(config.cost.step_log)
 
 
 def _do_without_torch() -> None:

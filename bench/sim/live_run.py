@@ -37,7 +37,15 @@ from ..workload.records import Piece, Workload
 from ..workload.tokens import prompt_ids
 from .fit import AdapterFacts, ServerFacts
 from .front_end import Solo, probe
-from .live_traces import FIT, FIT_LOAD, JUDGED, JUDGED_LOAD, TPOT_X, TTFT_S, TraceSize, draw
+from .live_traces import (
+    FIT_LOAD,
+    JUDGED_LOAD,
+    TPOT_X,
+    TTFT_S,
+    TraceSize,
+    draw_fit,
+    draw_judged,
+)
 from .versus import POLICIES, LiveCell, LiveRuns
 
 # Too small for B's adapters all at once: some have to be loaded again and again.
@@ -98,7 +106,7 @@ def run_live(
     SoloFailed, NoCapacity: a request failed although there was room.
     LiveFailed: a run is no result.
     """
-    samples = [draw(one, rate_per_s=1, span_s=NUM_LOOPED) for one in (FIT, JUDGED)]
+    samples = [draw(rate_per_s=1, span_s=NUM_LOOPED) for draw in (draw_fit, draw_judged)]
     files = prepare_fleet([adapter for one in samples for adapter in one.adapters], cache)
     with tempfile.TemporaryDirectory(prefix="lorry-sim-") as home, ExitStack() as stack:
         logs = {policy: Path(home) / f"{policy}.csv" for policy in POLICIES}
@@ -106,9 +114,9 @@ def run_live(
         hands = LiveHands(servers, PATIENCE_S)
         first = servers[POLICIES[0]]
         alone = _measure_alone(hands, first, *samples, tell=tell)
-        fit = draw(FIT, rate_per_s=FIT_LOAD * alone.fit.requests_per_s, span_s=size.fit_s)
-        judged = draw(
-            JUDGED, rate_per_s=JUDGED_LOAD * alone.judged.requests_per_s, span_s=size.judged_s
+        fit = draw_fit(rate_per_s=FIT_LOAD * alone.fit.requests_per_s, span_s=size.fit_s)
+        judged = draw_judged(
+            rate_per_s=JUDGED_LOAD * alone.judged.requests_per_s, span_s=size.judged_s
         )
         tpot_s = TPOT_X * MAX_RUNNING / alone.judged.tokens_per_s
         judged = with_bounds(judged, FixedBounds(TTFT_S, tpot_s))
@@ -172,6 +180,8 @@ def _measure_alone(
         for idx, length in enumerate(SOLO_LENS)
     ]
     solos = asyncio.run(probe(server.address, prompts, num_rounds=NUM_SOLO_ROUNDS))
+    for policy in hands.servers:
+        hands.ask_alone(policy, partial(prime, workload=judged))
     capacities = [
         hands.ask_alone(
             server.policy,
@@ -186,8 +196,6 @@ def _measure_alone(
     ]
     told = ", ".join(f"{one.requests_per_s:.2f}" for one in capacities)
     tell(f"capacity, requests/s of A and B: {told}")
-    for policy in hands.servers:
-        hands.ask_alone(policy, partial(prime, workload=judged))
     return Alone(tuple(solos), *capacities)
 
 

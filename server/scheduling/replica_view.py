@@ -35,7 +35,6 @@ class ReplicaView:
     todo_tokens: int = 0  # known and not yet computed, of running and waiting rows
     free_pages: int = 0
     resident: frozenset[int] = frozenset()  # adapters in the pool, or on their way there
-    hosted: frozenset[int] | None = None  # adapters it can serve; None: all
     # All that waits, as one step of prompts, and the adapters in it.
     queue: StepWork = NO_WORK
     queue_adapters: frozenset[int] = frozenset()
@@ -49,13 +48,7 @@ class ReplicaView:
         return self.num_running + self.num_waiting
 
 
-def look_at(
-    state: SchedulerState,
-    pool: PoolView,
-    *,
-    replica_id: int,
-    hosted: frozenset[int] | None = None,
-) -> ReplicaView:
+def look_at(state: SchedulerState, pool: PoolView, *, replica_id: int) -> ReplicaView:
     """The view of a replica whose table and memory these are."""
     everyone, waiting = np.array(state.rows(), np.int64), state.line.rows()
     queue, queue_adapters = _work(
@@ -71,7 +64,6 @@ def look_at(
         todo_tokens=int(_todo(state, everyone).sum()),
         free_pages=pool.num_free,
         resident=frozenset(pool.adapters),
-        hosted=hosted,
         queue=queue,
         queue_adapters=queue_adapters,
         decode=decode,

@@ -80,20 +80,16 @@ def by_adapter(overflow: float = 1.25) -> Router:
 
 
 def by_added_cost(model: CostModel, mean_new_tokens: float) -> Router:
-    """Where the request slows everyone down least, among those that can serve its adapter.
+    """Where the request slows everyone down least.
 
     cost = (Pre(queue + request) - Pre(queue)) / mean_new_tokens
          + (Dec(all + request) - Dec(all)), times the requests there; infinite where
     Dec(all + request) would break the request's bound. When it would everywhere, the least cost
-    decides alone: the published system then takes any.
+    decides alone: the published system then takes any. It asks those replicas only that hold the
+    adapter; here all can load it.
     """
 
     def route(request: RequestFacts, views: Sequence[ReplicaView]) -> int:
-        able = [i for i, view in enumerate(views) if _can_serve(view, request)]
-        if not able:
-            raise ValueError(
-                f"adapter_id is {request.adapter_id}; none of {len(views)} replicas hosts it"
-            )
         prompt = _row(request, 0, request.num_prompt_tokens)
         token = _row(request, request.num_prompt_tokens, 1)
 
@@ -108,7 +104,7 @@ def by_added_cost(model: CostModel, mean_new_tokens: float) -> Router:
             all_s = each_s * view.num_requests
             return (math.inf if decode_s > request.tpot_s else all_s), all_s, each_s
 
-        return min(able, key=added_cost)
+        return min(range(len(views)), key=added_cost)
 
     return route
 
@@ -130,11 +126,6 @@ def _joined(work: StepWork, row: StepWork, *, already: bool) -> StepWork:
     if already:
         row = row._replace(adapters=0, adapter_bytes=0)
     return StepWork(*map(sum, zip(work, row, strict=True)))._replace(steps=1)
-
-
-def _can_serve(view: ReplicaView, request: RequestFacts) -> bool:
-    base = request.adapter_id == BASE_ID
-    return base or view.hosted is None or request.adapter_id in view.hosted
 
 
 def _least_loaded(views: Sequence[ReplicaView], among: Sequence[int]) -> int:

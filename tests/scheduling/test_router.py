@@ -2,8 +2,6 @@
 
 from collections import Counter
 
-import pytest
-
 from lorry.server.scheduling.cost_model import CostModel
 from lorry.server.scheduling.replica_view import ReplicaView, RequestFacts, look_at
 from lorry.server.scheduling.router import (
@@ -134,16 +132,6 @@ def test_an_idle_replica_is_taken_first():
     assert route(RequestFacts(0), [seen(0, 1, decode=StepWork(1, 0, 0, 0, 1, 0, 0, 0, 0)), seen(1)])
 
 
-def test_only_who_hosts_the_adapter_is_asked():
-    """A request sent where nobody knows its adapter fails."""
-    route = by_added_cost(model(decode_rows=0.001), mean_new_tokens=1.0)
-    views = [seen(0), seen(1, 9, hosted=frozenset({3}))]
-    assert route(RequestFacts(0, 3), [seen(0, hosted=frozenset()), views[1]]) == 1
-    assert route(RequestFacts(0, 3), views) == 0, "no list: it hosts all"
-    with pytest.raises(ValueError, match="adapter_id is 3; none of 1 replicas hosts it"):
-        route(RequestFacts(0, 3), [seen(0, hosted=frozenset({4}))])
-
-
 def test_a_view_is_read_off_the_table():
     """A router would decide on what is not so."""
     state = make_state(
@@ -157,7 +145,7 @@ def test_a_view_is_read_off_the_table():
     view = look_at(state, pool, replica_id=3)
     assert (view.replica_id, view.num_running, view.num_waiting) == (3, 1, 2)
     assert view.todo_tokens == 1 + 6 + 1
-    assert (view.free_pages, view.resident, view.hosted) == (7, {2, 5}, None)
+    assert (view.free_pages, view.resident) == (7, {2, 5})
     # Six tokens of one prompt, 21 pairs; the other prompt is one token.
     assert view.queue == StepWork(1, 1, 6, 21, 1, 1, 1, 100, 600)
     assert view.decode == StepWork(1, 0, 0, 0, 3, 6 + 7 + 2, 1, 100, 200)

@@ -11,7 +11,7 @@ import pytest
 
 from lorry.bench.cost.step_logs import BadStepLog, read_step_log
 from lorry.server.scheduling.step_work import StepWork
-from lorry.server.step_log import COLUMNS, StepLog
+from lorry.server.step_log import COLUMNS, StepLog, drop_empty_log
 from lorry.server.step_meter import MeteredStep
 
 
@@ -79,6 +79,24 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path) -> None:
     log.write(step(3))
     log.close()
     assert read_step_log(path) == [step(1), step(3)]
+
+
+def test_a_log_without_steps_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Broken: a start that failed, and then the same command is refused, as the file exists."""
+    drop_empty_log(None)
+    path = tmp_path / "steps.csv"
+    drop_empty_log(path)
+    path.touch()
+    drop_empty_log(path)
+    assert not path.exists()
+    StepLog(path).close()
+    drop_empty_log(path)
+    assert not path.exists(), "a head is no step"
+    log = StepLog(path)
+    log.write(step(1))
+    log.close()
+    drop_empty_log(path)
+    assert read_step_log(path) == [step(1)]
 
 
 HEAD = ",".join(COLUMNS) + "\n"
