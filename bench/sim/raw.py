@@ -44,7 +44,8 @@ def draw_plots(report: LiveReport, folder: Path, machine: Machine) -> None:
     live = report.live
     runs = [cell.run for cell in live.judged_cells]
     by_label = [[run for run in runs if run.policy == one.policy] for one in report.simulated]
-    caption = Caption(live.facts.model, live.facts.device, machine.commit)
+    model = live.facts.model.partition(";")[0]  # as much of it as a line holds
+    caption = Caption(model, live.facts.device, machine.commit)
     rate_per_s = len(live.judged.requests) / live.judged.span_s
     cells = [
         Cell(rate_per_s, figures(run, live.judged, OWN_BOUNDS))
