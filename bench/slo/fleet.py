@@ -56,22 +56,27 @@ def num_parameters(shape: ModelShape) -> int:
     return shape.num_layers * linears + shape.vocab_size * shape.hidden_width + norms
 
 
-def describe(shape: ModelShape) -> str:
+def describe(shape: ModelShape, targets: Sequence[str]) -> str:
     return (
         f"random Llama of {num_parameters(shape) / 1e6:.0f} M parameters; {shape.num_layers} "
-        f"layers, width {shape.hidden_width}, adapters on {', '.join(TARGETS)}"
+        f"layers, width {shape.hidden_width}, adapters on {', '.join(targets)}"
     )
 
 
 def prepare_fleet(
-    adapters: Sequence[WorkloadAdapter], cache: Path = CACHE_DIR, *, shape: ModelShape = SHAPE
+    adapters: Sequence[WorkloadAdapter],
+    cache: Path = CACHE_DIR,
+    *,
+    shape: ModelShape = SHAPE,
+    targets: Sequence[str] = TARGETS,
 ) -> FleetFiles:
     """The files of these adapters and their base; what is not there is made, in seconds."""
     home = cache / f"fleet-{_digest(asdict(shape))}"
     base = home / "base"
     if not base.exists():
         _put(base, lambda folder: make_base(shape, folder, seed=0))
-    return FleetFiles(base, _prepare_adapters(adapters, base, home), describe(shape))
+    paths = _prepare_adapters(adapters, base, home, targets)
+    return FleetFiles(base, paths, describe(shape, targets))
 
 
 def prepare_fleet_of(
@@ -80,35 +85,36 @@ def prepare_fleet_of(
     """Random adapters for a model that is there already, a folder as transformers saves it."""
     home = cache / f"fleet-{base.name}-{_digest((base / 'config.json').read_text())}"
     told = f"{base.name}; random adapters on {', '.join(TARGETS)}"
-    return FleetFiles(base, _prepare_adapters(adapters, base, home), told)
+    return FleetFiles(base, _prepare_adapters(adapters, base, home, TARGETS), told)
 
 
 def _digest(what: object) -> str:
-    told = json.dumps([RECIPE, what, TARGETS], sort_keys=True)
+    told = json.dumps([RECIPE, what], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def _prepare_adapters(
-    adapters: Sequence[WorkloadAdapter], base: Path, home: Path
+    adapters: Sequence[WorkloadAdapter], base: Path, home: Path, targets: Sequence[str]
 ) -> dict[str, Path]:
+    kind = "-".join(target.removesuffix("_proj") for target in targets)
     model: Any = None
     paths: dict[str, Path] = {}
     num_of_rank: Counter[int] = Counter()
     for adapter in adapters:
         number = num_of_rank[adapter.rank]
         num_of_rank[adapter.rank] += 1
-        path = home / f"r{adapter.rank}-{number}"
+        path = home / kind / f"r{adapter.rank}-{number}"
         if not path.exists():
             model = model or _load(base)
-            _put(path, _saver(model, adapter.rank, number))
+            _put(path, _saver(model, adapter.rank, number, targets))
         paths[adapter.name] = path
     return paths
 
 
-def _saver(model: Any, rank: int, number: int) -> Callable[[Path], None]:
+def _saver(model: Any, rank: int, number: int, targets: Sequence[str]) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         seed = 100_000 * rank + number
-        save_adapter(model, rank, folder, seed=seed, targets=TARGETS, base_name=BASE_NAME)
+        save_adapter(model, rank, folder, seed=seed, targets=targets, base_name=BASE_NAME)
 
     return save
 
