@@ -28,6 +28,7 @@ from .transport import (
     health_watch,
     not_ready,
     translated,
+    was_overtaken,
 )
 
 
@@ -101,18 +102,32 @@ class AsyncAdapters:
             while (request := await asyncio.to_thread(next, requests, None)) is not None:
                 yield request
 
+        timeout_s = call_timeout_s(timeout_s, self._timeout_s)
         try:
             with translated(self._address):
-                adapter = await self._stub.Upload(
-                    read_aside(), timeout=call_timeout_s(timeout_s, self._timeout_s)
-                )
+                adapter = await self._stub.Upload(read_aside(), timeout=timeout_s)
         except LorryClientError as error:
-            if parcel.failure is None:
-                raise
-            raise parcel.failure from error
+            if parcel.failure is not None:
+                raise parcel.failure from error
+            if was_overtaken(error):
+                await self._ask_why(parcel, timeout_s)
+            raise
         if parcel.failure is not None:
             raise parcel.failure
         return adapter
+
+    async def _ask_why(self, parcel: Parcel, timeout_s: float | None) -> None:
+        """Raises what the server says to the header alone, unless it only misses the bytes."""
+
+        async def header() -> AsyncIterator[pb.UploadRequest]:
+            yield pb.UploadRequest(header=parcel.header)
+
+        try:
+            with translated(self._address):
+                await self._stub.Upload(header(), timeout=timeout_s)
+        except LorryClientError as refused:
+            if refused.field != "size_bytes" and not was_overtaken(refused):
+                raise
 
     async def get(self, name: str) -> pb.Adapter:
         with translated(self._address):

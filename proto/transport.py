@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from .completion import Completion, Transcript
-from .errors import Cancelled, Unavailable, from_rpc
+from .errors import Cancelled, LorryClientError, Unavailable, from_rpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 CHANNEL_OPTIONS = (
@@ -34,6 +34,17 @@ def call_timeout_s(timeout_s: float | None, default_s: float | None) -> float | 
     """0 is a timeout, which has passed; gRPC lets some calls through whose end is this instant."""
     chosen_s = default_s if timeout_s is None else timeout_s
     return -1.0 if chosen_s is not None and chosen_s <= 0 else chosen_s
+
+
+def was_overtaken(error: LorryClientError) -> bool:
+    """Whether an answer came while the call was still sending: gRPC's asyncio client then tells of
+    the sending that failed, in these words of its own, and keeps the answer to itself.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, grpc.aio.AioRpcError):
+        return False
+    told = (cause.code(), cause.details())
+    return told == (grpc.StatusCode.INTERNAL, "Internal error from Core")
 
 
 @contextmanager
