@@ -28,7 +28,7 @@ from .step_logs import BadStepLog, read_step_log, write_step_log
 RESULTS = Path(__file__).parent.parent / "results"
 BUILD = ROOT_DIR / "build"
 NUM_ROUNDS, TURN_S = 2, 20.0  # of each of the six traces
-QUICK_ROUNDS, QUICK_TURN_S = 1, 15.0
+QUICK_ROUNDS, QUICK_TURN_S = 1, 25.0
 FAILURES = (BadStepLog, TooFewSteps, ServerFailed, LogsFailed, LorryClientError, OSError)
 
 
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="lorry bench cost", description=__doc__)
     parser.add_argument("--fit", type=Path, help="a step log to fit to; default: made here")
     parser.add_argument("--judge", type=Path, help="another one to judge by")
-    parser.add_argument("--quick", action="store_true", help="a minute, into build/; no claims")
+    parser.add_argument("--quick", action="store_true", help="3 minutes, into build/; no claims")
     parser.add_argument("--device", default="cpu", help="of the server: cpu or cuda")
     parser.add_argument("--result", type=Path, help="default: bench/results/cost-DEVICE.json")
     args = parser.parse_args(argv)
