@@ -23,6 +23,7 @@ from lorry.server.execution.recorder import Recorder
 from lorry.server.execution.runner import Runner
 from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 from lorry.tests.builders import ALL_LINEAR
+from lorry.tests.parity import assert_same_tokens
 
 LIMITS = StepCapacity(max_running=16, max_step_tokens=256, max_model_len=256, max_rows=16)
 
@@ -219,3 +220,23 @@ def greedy(model: Any, prompt: list[int], num_new: int = 12) -> list[int]:
 def make_prompt(num_tokens: int, *, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(131, (num_tokens,), generator=generator).tolist()
+
+
+def assert_mixed_batch_equals_peft(
+    bench: Bench, model: PreTrainedModel, adapters: Sequence[PeftModel]
+) -> None:
+    """Two adapters and base rows, in chunks, some late: each has the tokens it has alone."""
+    for slot, adapter in enumerate(adapters):
+        bench.put_adapter(slot, adapter)
+    asks = [
+        Ask(make_prompt(9 + 5 * i, seed=i), slot=slot, chunk=4 + i, delay=i % 2, num_new=8)
+        for i, slot in enumerate([-1, 0, 0, 1, -1, 1])
+    ]
+    changed = 0
+    for ask, ours in zip(asks, serve(bench, asks), strict=True):
+        reference = adapters[ask.slot] if ask.slot >= 0 else model
+        assert_same_tokens(reference, ask.prompt, ours, greedy(reference, ask.prompt, 8))
+        if ask.slot >= 0:
+            base = greedy(model, ask.prompt, 8)
+            changed += sum(a != b for a, b in zip(ours, base, strict=True))
+    assert changed > 0.3 * 8 * 4, "the adapters change too little"

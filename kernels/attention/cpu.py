@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .scatter import scatter_kv
+from .scatter import TorchBackend
 from .work import AttentionOptions, AttentionWork
 
 PIECE_TOKENS = 256
@@ -55,7 +55,7 @@ class _Group:
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
 
-class CpuBackend:
+class CpuBackend(TorchBackend):
     """See the Semantics in kernels/attention/__init__.py.
 
     Beside the result and the plan (the step's block table, one int64 a row), memory is taken
@@ -71,22 +71,6 @@ class CpuBackend:
         self._planned_for: AttentionWork | None = None
         self._groups: list[_Group] = []
         self._mask_elements = 0  # kept for the planned step
-
-    needs_clear = True  # a masked score times NaN is NaN
-
-    def prepare(self, work: AttentionWork, *, fixed: bool = False) -> None:
-        """Nothing: a step is planned at its first layer."""
-
-    def write_kv(
-        self,
-        key_TGK: Tensor,
-        value_TGK: Tensor,
-        kv_PL2GZK: Tensor,
-        work: AttentionWork,
-        *,
-        layer: int,
-    ) -> None:
-        scatter_kv(key_TGK, value_TGK, kv_PL2GZK, work, layer=layer)
 
     def paged_attention(
         self,

@@ -8,28 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .scatter import scatter_kv
+from .scatter import TorchBackend
 from .work import AttentionOptions, AttentionWork
 
 
-class ReferenceBackend:
+class ReferenceBackend(TorchBackend):
     """See the Semantics in kernels/attention/__init__.py."""
-
-    needs_clear = True  # a masked score times NaN is NaN
-
-    def prepare(self, work: AttentionWork, *, fixed: bool = False) -> None:
-        """Nothing: a request is looked up at every layer."""
-
-    def write_kv(
-        self,
-        key_TGK: Tensor,
-        value_TGK: Tensor,
-        kv_PL2GZK: Tensor,
-        work: AttentionWork,
-        *,
-        layer: int,
-    ) -> None:
-        scatter_kv(key_TGK, value_TGK, kv_PL2GZK, work, layer=layer)
 
     def paged_attention(
         self,

@@ -20,15 +20,11 @@ from lorry.server.execution.sites import LoraLinear, find_sites
 from lorry.server.scheduling.sampling import SamplingParams
 from lorry.tests.builders import ALL_LINEAR
 from lorry.tests.execution_builders import (
-    Ask,
-    greedy,
+    assert_mixed_batch_equals_peft,
     make_bench,
-    make_prompt,
     random_peft,
-    serve,
     tiny_llama,
 )
-from lorry.tests.parity import assert_same_tokens
 
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default}
 
@@ -218,20 +214,7 @@ def test_merged_tokens_equal_peft(targets: Sequence[str]) -> None:
     model = tiny_llama(attention_bias=True)
     bench = make_bench(model, prepare=merged_model)
     adapters = [random_peft(model, rank=rank, seed=rank, targets=targets) for rank in (3, 17)]
-    for slot, adapter in enumerate(adapters):
-        bench.put_adapter(slot, adapter)
-    asks = [
-        Ask(make_prompt(9 + 5 * i, seed=i), slot=slot, chunk=4 + i, delay=i % 2, num_new=8)
-        for i, slot in enumerate([-1, 0, 0, 1, -1, 1])
-    ]
-    changed = 0
-    for ask, ours in zip(asks, serve(bench, asks), strict=True):
-        reference = adapters[ask.slot] if ask.slot >= 0 else model
-        assert_same_tokens(reference, ask.prompt, ours, greedy(reference, ask.prompt, 8))
-        if ask.slot >= 0:
-            base = greedy(model, ask.prompt, 8)
-            changed += sum(a != b for a, b in zip(ours, base, strict=True))
-    assert changed > 0.3 * 8 * 4, "the adapters change too little"
+    assert_mixed_batch_equals_peft(bench, model, adapters)
 
 
 def test_a_step_multiplies_once_a_group() -> None:

@@ -17,15 +17,11 @@ from lorry.server.execution.sites import LoraConv1D, LoraLinear, LoraSite, find_
 from lorry.server.scheduling.sampling import SamplingParams
 from lorry.tests.execution_builders import (
     LIMITS,
-    Ask,
-    greedy,
+    assert_mixed_batch_equals_peft,
     make_bench,
-    make_prompt,
     random_peft,
-    serve,
     tiny_llama,
 )
-from lorry.tests.parity import assert_same_tokens
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:
@@ -64,20 +60,7 @@ def test_heads_and_conv1d_equal_peft(make: object, targets: Sequence[str]) -> No
         for rank in (3, 17)
     ]
     bench = make_bench(model)
-    for slot, adapter in enumerate(adapters):
-        bench.put_adapter(slot, adapter)
-    asks = [
-        Ask(make_prompt(9 + 5 * i, seed=i), slot=slot, chunk=4 + i, delay=i % 2, num_new=8)
-        for i, slot in enumerate([-1, 0, 0, 1, -1, 1])
-    ]
-    changed = 0
-    for ask, ours in zip(asks, serve(bench, asks), strict=True):
-        reference = adapters[ask.slot] if ask.slot >= 0 else model
-        assert_same_tokens(reference, ask.prompt, ours, greedy(reference, ask.prompt, 8))
-        if ask.slot >= 0:
-            base = greedy(model, ask.prompt, 8)
-            changed += sum(a != b for a, b in zip(ours, base, strict=True))
-    assert changed > 0.3 * 8 * 4, "the adapters change too little"
+    assert_mixed_batch_equals_peft(bench, model, adapters)
 
 
 def test_a_tied_head_stays_the_embedding() -> None:
