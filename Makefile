@@ -17,7 +17,7 @@ HAS_CUDA := import sys, torch; sys.exit(not torch.cuda.is_available())
 LINKED := build/path
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compile exact soak storm check fmt readme bench peers gpu wheels clean
+.PHONY: help demo test compile exact soak churn storm check fmt readme bench peers gpu wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ exact: $(INSTALLED) ## every architecture and precision, and random configs, aga
 
 soak: $(INSTALLED) ## random lives of the engine against PEFT, for MINUTES=5
 	@$(BIN)/python -P -m lorry.bench.fuzz --minutes $(or $(MINUTES),5)
+
+churn: $(INSTALLED) ## random lives of requests and adapters in too little memory, OPERATIONS=200000 from SEED=0
+	@$(BIN)/python -P -m lorry.bench.memory_soak --operations $(or $(OPERATIONS),200000) --seed $(or $(SEED),0)
 
 storm: $(INSTALLED) ## cancels, deadlines, disconnects and kills, CASES=1000 of them from SEED=0
 	@$(BIN)/python -P -m lorry.bench.storm --cases $(or $(CASES),1000) --seed $(or $(SEED),0)

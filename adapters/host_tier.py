@@ -1,123 +1,265 @@
 """Packed adapters in host memory, within a budget of bytes.
 
-Owns the tier between disk and pool: which images are kept (least recently used goes first) and
-that two loads of one adapter read the file once. Knows no pages of the pool and no requests;
-called from the engine's loader threads, so every method may be called from any thread.
+Owns the tier between disk and pool: which images are kept (of those that nobody is copying, the
+least recently used goes first) and in which cells of the slab they lie. An image that finds no room
+lies in memory of its own until it is let go. Knows no pages of the pool and no requests; called
+by the engine and by the link's threads, so every method may be called from any thread, and none but
+`read`, `read_ahead` and `fetch` waits for the disk.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import AdapterLoadFailed
-from .image_file import HostImage, ImageDamaged, read_image
-from .key import AdapterCard, AdapterKey
+import torch
+from torch import Tensor
 
-__all__ = ["HostImage", "HostTier", "HostTierStats"]
+from .errors import AdapterLoadFailed
+from .image import ImageLayout
+from .image_file import ImageDamaged, OpenImage, open_image
+from .key import AdapterCard, AdapterKey
+from .slab import Slab, runs_of
+
+__all__ = ["HeldImage", "HostTier", "HostTierStats"]
+
+
+@dataclass(slots=True, eq=False)
+class HeldImage:
+    """An image that stays where it is until whoever holds it lets go."""
+
+    layout: ImageLayout
+    memory: Tensor  # [cells, page_elements]: the slab, or memory of its own
+    cells: tuple[int, ...]  # where in it each of the pages lies
+    is_loose: bool  # not in the slab
+    num_holders: int = 1  # the tier's own to change, as the next one
+    stays: bool = True  # in the tier when nobody holds it; False: forgotten, or without a place
+
+    @property
+    def pages(self) -> Tensor:
+        """[num_pages, page_elements], a copy: for those who need not be fast."""
+        return self.memory[list(self.cells)]
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.cells) * self.memory.shape[1] * self.memory.element_size()
 
 
 @dataclass(frozen=True, slots=True)
 class HostTierStats:
-    bytes: int  # held now
+    bytes: int  # of images now, kept or held
     capacity_bytes: int
-    items: int  # adapters held now
-    hits: int  # fetches that found the image, or another fetch already reading it
-    misses: int  # fetches that had to read the file
+    items: int  # adapters kept now
+    hits: int  # times an image was asked for and was there
+    misses: int  # times it was not
+    peak_bytes: int = 0  # the most there ever were
 
 
 class HostTier:
-    """At most `capacity_bytes` of images; a larger one is handed out and not kept."""
+    """At most `capacity_bytes` of images. `like` is the pool they are for: it says what pages look
+    like, and for one on a GPU the memory is pinned. None: as those of the first image, not pinned.
+
+    Raises:
+        MemoryError: the system has not as much.
+    """
 
     def __init__(
-        self, capacity_bytes: int, *, read: Callable[[Path], HostImage] = read_image
+        self,
+        capacity_bytes: int,
+        *,
+        like: Tensor | None = None,
+        open_file: Callable[[Path], AbstractContextManager[OpenImage]] = open_image,
     ) -> None:
         self._capacity_bytes = capacity_bytes
-        self._read_file = read
+        self._open_file = open_file
         self._lock = threading.Lock()
-        self._kept: OrderedDict[AdapterKey, HostImage] = OrderedDict()
-        self._reading: dict[AdapterKey, Future[HostImage]] = {}
-        self._num_bytes = 0
-        self._hits = 0
-        self._misses = 0
+        self._slab: Slab | None = None
+        if like is not None:
+            self._slab = Slab(capacity_bytes, like.shape[1], like.dtype, pinned=like.is_cuda)
+        self._kept: OrderedDict[AdapterKey, HeldImage] = OrderedDict()  # latest use last
+        self._reading: dict[AdapterKey, list[HeldImage]] = {}
+        self._num_bytes = self._peak_bytes = 0
+        self._hits = self._misses = 0
 
-    def fetch(self, card: AdapterCard) -> HostImage:
-        """The adapter's image; blocks while the file is read.
+    def contains(self, key: AdapterKey) -> bool:
+        with self._lock:
+            return key in self._kept
+
+    def touch(self, key: AdapterKey) -> bool:
+        """Whether it is here; then it counts as used now."""
+        with self._lock:
+            return self._touched(key) is not None
+
+    def hold(self, key: AdapterKey) -> HeldImage | None:
+        """The image, for a load; None: it has to be read."""
+        with self._lock:
+            image = self._touched(key)
+            if image is None:
+                self._misses += 1
+            else:
+                self._hits += 1
+                image.num_holders += 1
+            return image
+
+    def share(self, image: HeldImage) -> None:
+        """One more holds what the caller holds."""
+        with self._lock:
+            image.num_holders += 1
+
+    def let_go(self, image: HeldImage) -> None:
+        with self._lock:
+            image.num_holders -= 1
+            if not image.num_holders and not image.stays:
+                self._free(image)
+
+    def read(self, card: AdapterCard) -> HeldImage:
+        """From disk; where all that is here is held, or the image is larger than the tier, into
+        memory of its own, and not kept.
 
         Raises:
             AdapterLoadFailed: the file is missing or damaged.
         """
-        key = card.key
+        image = self._read(card, spare=())
+        return image or self._read_loose(card)
+
+    def read_ahead(self, card: AdapterCard, spare: Collection[AdapterKey]) -> HeldImage | None:
+        """From disk, unless it is here; None: there is no room without giving up one of `spare`.
+
+        Raises:
+            AdapterLoadFailed: as above.
+        """
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None:
-                self._kept.move_to_end(key)
-                self._hits += 1
-                return kept
-            underway = self._reading.get(key)
-            mine: Future[HostImage] = Future()
-            if underway is None:
-                self._reading[key] = mine
-                self._misses += 1
-            else:
-                self._hits += 1
-        if underway is None:
-            return self._read(card, mine)
-        # Ends when the reading thread does, which waits for nothing but the disk.
-        return underway.result()
+            image = self._touched(card.key)
+            if image is not None:
+                image.num_holders += 1
+                return image
+        return self._read(card, spare=spare)
+
+    def fetch(self, card: AdapterCard) -> HeldImage:
+        """Raises AdapterLoadFailed."""
+        return self.hold(card.key) or self.read(card)
 
     def forget(self, key: AdapterKey) -> None:
-        """Let go of an adapter; one that is being read is not kept afterwards."""
+        """Its memory is free at once, or with the last holder; what is being read is not kept."""
         with self._lock:
-            self._reading.pop(key, None)
-            self._drop(key)
+            for image in self._reading.pop(key, ()):
+                image.stays = False
+            if key in self._kept:
+                self._drop(key)
 
     def stats(self) -> HostTierStats:
         with self._lock:
             return HostTierStats(
-                self._num_bytes, self._capacity_bytes, len(self._kept), self._hits, self._misses
+                bytes=self._num_bytes,
+                capacity_bytes=self._capacity_bytes,
+                items=len(self._kept),
+                hits=self._hits,
+                misses=self._misses,
+                peak_bytes=self._peak_bytes,
             )
 
-    def _read(self, card: AdapterCard, mine: Future[HostImage]) -> HostImage:
+    def _read(self, card: AdapterCard, *, spare: Collection[AdapterKey]) -> HeldImage | None:
         try:
-            image = self._read_file(card.image_path)
-        except BaseException as error:
-            failure = _explain(card, error)
-            self._finish(card.key, mine, None)
-            mine.set_exception(failure)
-            if failure is error:
-                raise
-            raise failure from error
-        self._finish(card.key, mine, image)
-        mine.set_result(image)
+            with self._open_file(card.image_path) as file:
+                with self._lock:
+                    image = self._place(file, spare)
+                    if image is None:
+                        return None
+                    self._reading.setdefault(card.key, []).append(image)
+                self._fill(card.key, image, file)
+                return image
+        except (ImageDamaged, MemoryError) as error:
+            raise _lost(card, error) from error
+
+    def _read_loose(self, card: AdapterCard) -> HeldImage:
+        try:
+            with self._open_file(card.image_path) as file:
+                memory = torch.empty((file.num_pages, file.page_elements), dtype=file.dtype)
+                cells = tuple(range(file.num_pages))
+                image = HeldImage(file.layout, memory, cells, is_loose=True, stays=False)
+                with self._lock:
+                    self._count(image.size_bytes)
+                self._fill(card.key, image, file)
+                return image
+        except (ImageDamaged, MemoryError) as error:
+            raise _lost(card, error) from error
+
+    def _fill(self, key: AdapterKey, image: HeldImage, file: OpenImage) -> None:
+        """The only wait for the disk; no lock is held. Kept when it is whole, unless forgotten
+        meanwhile, or read by another thread as well.
+        """
+        whole = False
+        try:
+            file.read_into(
+                image.memory[first : first + count] for first, count in runs_of(image.cells)
+            )
+            whole = True
+        finally:
+            with self._lock:
+                self._not_reading(key, image)
+                image.stays = image.stays and whole and key not in self._kept
+                if image.stays:
+                    self._kept[key] = image
+                elif not whole:
+                    self._free(image)
+
+    def _place(self, file: OpenImage, spare: Collection[AdapterKey]) -> HeldImage | None:
+        """Cells for an image, from those who may go; None: there are too few."""
+        slab = self._slab
+        if slab is None:
+            slab = self._slab = Slab(self._capacity_bytes, file.page_elements, file.dtype)
+        if (file.page_elements, file.dtype) != (slab.cells.shape[1], slab.cells.dtype):
+            return None
+        lacking, victims = file.num_pages - slab.num_free, list[AdapterKey]()
+        if file.num_pages <= slab.num_cells:
+            for key, image in self._kept.items():
+                if lacking <= 0:
+                    break
+                if not image.num_holders and key not in spare:
+                    victims.append(key)
+                    lacking -= len(image.cells)
+        if lacking > 0:
+            return None
+        for key in victims:
+            self._drop(key)
+        image = HeldImage(file.layout, slab.cells, slab.take(file.num_pages), is_loose=False)
+        self._count(image.size_bytes)
         return image
 
-    def _finish(self, key: AdapterKey, mine: Future[HostImage], image: HostImage | None) -> None:
-        """Keep the image, unless it was forgotten meanwhile or is larger than the budget."""
-        with self._lock:
-            if self._reading.get(key) is not mine:
-                return
-            del self._reading[key]
-            if image is None or image.size_bytes > self._capacity_bytes:
-                return
-            self._kept[key] = image
-            self._num_bytes += image.size_bytes
-            while self._num_bytes > self._capacity_bytes:
-                self._drop(next(iter(self._kept)))
+    def _touched(self, key: AdapterKey) -> HeldImage | None:
+        image = self._kept.get(key)
+        if image is not None:
+            self._kept.move_to_end(key)
+        return image
+
+    def _not_reading(self, key: AdapterKey, image: HeldImage) -> None:
+        others = [other for other in self._reading.get(key, ()) if other is not image]
+        if others:
+            self._reading[key] = others
+        else:
+            self._reading.pop(key, None)
 
     def _drop(self, key: AdapterKey) -> None:
-        image = self._kept.pop(key, None)
-        if image is not None:
-            self._num_bytes -= image.size_bytes
+        image = self._kept.pop(key)
+        image.stays = False
+        if not image.num_holders:
+            self._free(image)
+
+    def _free(self, image: HeldImage) -> None:
+        self._count(-image.size_bytes)
+        if not image.is_loose and self._slab is not None:
+            self._slab.give(image.cells)
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        self._peak_bytes = max(self._peak_bytes, self._num_bytes)
 
 
-def _explain(card: AdapterCard, error: BaseException) -> BaseException:
-    if not isinstance(error, (ImageDamaged, MemoryError)):
-        return error
+def _lost(card: AdapterCard, error: Exception) -> AdapterLoadFailed:
     return AdapterLoadFailed(
         f"adapter {card.key} cannot be loaded: its image {card.image_path.name} could not be read "
         f"({error})",

@@ -26,7 +26,7 @@ from ..server.cli_output import console as make_console
 from .demo_table import Question, Row, Verdict, draw_table, judge, load_questions, rank_label
 from .load import Ask, Load, send_all
 from .machine import describe_machine
-from .pages_picture import ADAPTER, FREE, KV, PageRun, draw_pages
+from .pages_picture import ADAPTER, CACHED, FREE, KV, PageRun, draw_pages
 from .server_process import ServerFailed, ServerProcess, run_lorry
 
 ZOO_DIR = Path(__file__).parent / "zoo"
@@ -36,7 +36,12 @@ POOL_BYTES = 5 << 20
 # Longer than any right answer, so that a wrong one is seen to run on.
 MAX_NEW_TOKENS = 32
 SHUFFLE_SEED = 0
-KINDS = {pb.PAGE_KIND_FREE: FREE, pb.PAGE_KIND_KV: KV, pb.PAGE_KIND_ADAPTER: ADAPTER}
+KINDS = {
+    pb.PAGE_KIND_FREE: FREE,
+    pb.PAGE_KIND_KV: KV,
+    pb.PAGE_KIND_ADAPTER: ADAPTER,
+    pb.PAGE_KIND_CACHED: CACHED,
+}
 
 
 @dataclass(frozen=True, slots=True)

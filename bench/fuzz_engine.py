@@ -18,7 +18,7 @@ from ..server.execution.batch import StepCapacity, StepResult, StepRow
 from ..server.execution.runner import Runner
 from ..server.intake import Gate
 from ..server.memory.pool import Pool
-from ..server.memory.residency import Residency
+from ..server.memory_rooms import join_memory
 from ..server.scheduling.records import StepLimits
 from ..server.scheduling.state import SchedulerState
 from ..server.seam_ends import LocalEnd
@@ -116,12 +116,22 @@ def make_engine(
     overlaps: bool,
 ) -> Engine:
     pool = Pool(setting.num_pages, on_free=runner.poison)
+    tokens_per_page = world.loaded.geometry.tokens_per_page
+    rooms = join_memory(
+        pool,
+        link,
+        tokens_per_page=tokens_per_page,
+        max_slots=setting.max_slots,
+        memory=setting.memory,
+        in_host=host_tier.contains,
+    )
     return Engine(
         EngineParts(
             end=end,
             state=SchedulerState(setting.max_running, setting.max_waiting),
             pool=pool,
-            residency=Residency(pool, link, max_slots=setting.max_slots),
+            prefixes=rooms.prefixes,
+            residency=rooms.residency,
             link=link,
             host_tier=host_tier,
             runner=runner,
@@ -130,12 +140,16 @@ def make_engine(
                 setting.max_step_tokens,
                 setting.max_bypass_s,
                 max_prompt_logits=setting.max_prompt_logits,
+                adapter_share_pages=setting.memory.adapter_share_pages(setting.num_pages),
+                max_tenant_pages=setting.memory.max_tenant_pages(setting.num_pages),
             ),
             gate=Gate(
                 num_pages=setting.num_pages,
-                tokens_per_page=world.loaded.geometry.tokens_per_page,
+                tokens_per_page=tokens_per_page,
                 max_model_len=world.loaded.max_model_len,
                 max_rank=MAX_RANK,
+                adapter_share_pages=setting.memory.adapter_share_pages(setting.num_pages),
+                max_tenant_pages=setting.memory.max_tenant_pages(setting.num_pages),
             ),
             clock=clock,
             audits=True,

@@ -21,10 +21,12 @@ from ..server.seam import (
     Cancel,
     Finish,
     Forget,
+    Prefetch,
     Progress,
     PromptLogprobs,
     Reject,
     Released,
+    ResidencyAnswer,
     Stop,
     Submit,
 )
@@ -33,10 +35,11 @@ from .fuzz_engine import StepClock, WatchedRunner, make_engine, make_runner
 from .fuzz_link import PacedLink
 from .fuzz_records import Setting, Totals
 from .fuzz_wishes import ToldBook, draw_sampling, has_history, is_filtered, without_wishes
-from .fuzz_world import BASE, VOCAB, FuzzWorld, Question
+from .fuzz_world import BASE, NUM_PLAIN, VOCAB, FuzzWorld, Question
 
 STEP_S = 0.01  # a step takes this long by the episode's clock
 MAX_STEPS = 20_000
+BASE_TENANTS = ("default", "other")  # the adapters are the first one's
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 
@@ -85,6 +88,7 @@ class Episode:
             clock=self._clock,
             overlaps=overlaps,
         )
+        self._topics = self._rng.sample(range(NUM_PLAIN, len(world.prompts)), 2)
         self._versions = 0
         self._current: dict[str, tuple[str, AdapterCard]] = {}  # name -> content, its card
         self._submits: dict[int, Submit] = {}
@@ -123,6 +127,9 @@ class Episode:
         coming = int(setting.arrivals) + (rng.random() < setting.arrivals % 1)
         for _ in range(min(coming, setting.num_requests - len(self._submits))):
             self._submit()
+        if rng.random() < setting.wishes:
+            card, pinned = self._current[rng.choice(NAMES)][1], rng.choice([None, True, False])
+            self._end.commands.put(Prefetch(self._num_steps, card, rng.random() < 0.7, pinned))
         if self._submits and rng.random() < setting.unrest:
             request_id = rng.randrange(len(self._submits))
             kind, crowd = rng.choice([(Cancel, self._cancelled), (Stop, self._stopped)])
@@ -138,7 +145,9 @@ class Episode:
         rng, request_id = self._rng, len(self._submits)
         name = rng.choice([BASE, *NAMES, NAMES[0], NAMES[0]])
         content, card = self._current[name] if name else (BASE, None)
-        prompt = rng.randrange(len(self._world.prompts))
+        # Those who come together ask alike: else hardly two of a few dozen would share a page.
+        anything = rng.randrange(len(self._world.prompts))
+        prompt = rng.choice([anything, anything, *self._topics])
         sampling = draw_sampling(rng)
         question = Question(
             content, prompt, without_wishes(sampling) if self._is_frugal else sampling
@@ -146,7 +155,7 @@ class Episode:
         self._questions[request_id] = question
         self._submits[request_id] = submit = Submit(
             request_id,
-            "default",
+            rng.choice(BASE_TENANTS) if card is None else card.key.tenant,
             card,
             self._world.prompts[prompt],
             max_new_tokens=rng.choice(self.setting.answer_lens),
@@ -211,6 +220,8 @@ class Episode:
                 self._expect_open(request_id)
                 self._ended[request_id] = error
                 self._check_error(self._submits[request_id], error)
+            case ResidencyAnswer(adapters=adapters):
+                self._expect(len(adapters) == 1, f"said {event} of one adapter")
             case Released(key=key):
                 self._expect(key in self._forgotten, f"{key} is released, nobody forgot it")
                 self._expect(key not in self._released, f"{key} is released twice")
@@ -243,27 +254,34 @@ class Episode:
             case Overloaded():
                 fits = self.setting.num_requests > self.setting.max_waiting
             case RequestTooLarge():
-                fits = self._pages_alone(submit) > self.setting.num_pages
+                fits = self._is_too_large(submit)
             case _:
                 fits = False
         self._expect(fits, f"{submit} was answered {error!r}")
 
-    def _pages_alone(self, submit: Submit) -> int:
-        num_tokens = len(submit.prompt_ids) + submit.max_new_tokens
-        own = submit.adapter.num_pages if submit.adapter else 0
-        return own - (-num_tokens // self._world.loaded.geometry.tokens_per_page)
+    def _is_too_large(self, submit: Submit) -> bool:
+        num_tokens, setting = len(submit.prompt_ids) + submit.max_new_tokens, self.setting
+        kv_pages = -(-num_tokens // self._world.loaded.geometry.tokens_per_page)
+        own, memory = submit.adapter.num_pages if submit.adapter else 0, setting.memory
+        share = memory.adapter_share_pages(setting.num_pages)
+        beside_a_wall = share is not None and (own > share or kv_pages > setting.num_pages - share)
+        most = memory.max_tenant_pages(setting.num_pages) or setting.num_pages
+        return own + kv_pages > most or beside_a_wall
 
     def _open(self) -> set[int]:
         return self._submits.keys() - self._ended.keys() - self._cancelled
 
     def _expect_idle(self) -> None:
-        stats = self._engine.stats(pages=False)
-        self._expect(stats.pages_free == stats.pages_total, f"pages are held: {stats}")
+        stats = self._engine.stats(pages=True)
+        idle = stats.pages_free + stats.memory.pages_cached
+        self._expect(idle == stats.pages_total, f"pages are held: {stats}")
         self._expect(not stats.host_bytes, f"the host tier holds {stats.host_bytes} bytes")
         missing = self._forgotten - self._released
         self._expect(not missing, f"never released: {sorted(missing)}")
         # Whoever wrote a page after giving it back has left a number in it.
-        clean = bool(self._runner.pool_PE.isnan().all())
+        kinds = [run.kind for run in stats.page_runs for _ in range(run.count)]
+        free = [page for page, kind in enumerate(kinds) if kind == "free"]
+        clean = bool(self._runner.pool_PE[free].isnan().all())
         self._expect(clean, "a page was written after it had been freed")
 
     def _expect(self, holds: bool, promise: str) -> None:
@@ -280,6 +298,7 @@ class Episode:
 
     def _totals(self, ties: int) -> Totals:
         ended, counters = self._ended.values(), self._engine.counters
+        memory = self._engine.stats(pages=False).memory
         halted = [i for i in self._stopped if isinstance(self._ended.get(i), Finish)]
         asked = {i: question.sampling for i, question in self._questions.items()}
         lens = {request_id: len(tokens) for request_id, tokens in self._tokens.items()}
@@ -311,4 +330,9 @@ class Episode:
             ),
             evictions=counters.adapter_evictions,
             loads=counters.adapter_loads,
+            found_tokens=memory.prefix_hit_tokens,
+            prefix_evictions=memory.prefix_evictions,
+            kept_tokens=memory.preempted_tokens_kept,
+            prefetches=memory.prefetches,
+            cancelled_loads=memory.loads_cancelled,
         )

@@ -1,7 +1,8 @@
 """The real link at a pace of its own, so that an episode of the fuzzer is its seed's alone.
 
-Bytes move through the real link's threads and the real host tier; only the telling waits: what
-a load has brought is said at a poll drawn beforehand, and some loads are made to fail. Used by
+Bytes move through the real link's threads and the real host tier, but only when they are due: what
+a load brings comes, and is said, at a poll drawn beforehand, and until then its pages hold what
+they held. Some loads are made to fail, some orders to be cancelled too late. Used by
 fuzz_episode.py.
 """
 
@@ -9,21 +10,38 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.errors import AdapterLoadFailed
-from ..adapters.host_tier import HostImage, HostTier
+from ..adapters.errors import AdapterError
+from ..adapters.host_tier import HostTier
 from ..adapters.key import AdapterCard, AdapterKey
 from ..server.execution.link import PoolLink
-from ..server.memory.link_records import LinkEvent, Loaded, LoadFailed, LoadOrder
+from ..server.memory.link_records import (
+    LinkEvent,
+    LoadCancelled,
+    Loaded,
+    LoadFailed,
+    LoadOrder,
+)
 
 ANSWER_WITHIN_S = 30.0
+CANCEL_SHARE = 0.75  # of the orders that are cancelled: the others are as good as there
 
 
 class LoadLost(Exception):
     """The link has not answered an order."""
+
+
+@dataclass(slots=True)
+class _Due:
+    poll: int  # the number of the one that tells of it
+    order: LoadOrder
+    is_broken: bool
+    is_cancelled: bool = False
 
 
 class PacedLink:
@@ -41,52 +59,68 @@ class PacedLink:
         self._host_tier, self._rng = host_tier, rng
         self._max_polls, self._fail_share = max_polls, fail_share
         self._woken = threading.Semaphore(0)
-        self._real = PoolLink(self, pool_PE, self._woken.release)
-        self._broken: set[AdapterKey] = set()  # whose load under way is to fail
+        self._real = PoolLink(host_tier, pool_PE, self._woken.release)
         self._polls = 0
-        self._due: list[tuple[int, int]] = []  # poll number, load_id
-        self._brought: defaultdict[int, list[LinkEvent]] = defaultdict(list)
-        self._over: set[int] = set()  # load ids whose last event is among those brought
-        self.num_broken = 0
+        self._due: dict[int, _Due] = {}  # by load_id
+        self.num_broken = self.num_cancelled = self.num_read_ahead = 0
 
     @property
     def num_underway(self) -> int:
         return len(self._due)
 
-    def fetch(self, card: AdapterCard) -> HostImage:
-        """The host tier as the real link sees it."""
-        if card.key in self._broken:
-            raise AdapterLoadFailed(f"{card.key} was made to fail", name=card.key.name)
-        return self._host_tier.fetch(card)
-
     def start(self, order: LoadOrder) -> None:
-        # One load of a key at a time: the thread that looks is this order's.
-        self._broken.discard(order.card.key)
-        if self._rng.random() < self._fail_share:
-            self._broken.add(order.card.key)
-            self.num_broken += 1
-        self._due.append((self._polls + self._rng.randint(1, self._max_polls), order.load_id))
-        self._real.start(order)
+        is_broken = self._rng.random() < self._fail_share
+        self.num_broken += is_broken
+        poll = self._polls + self._rng.randint(1, self._max_polls)
+        self._due[order.load_id] = _Due(poll, order, is_broken)
+
+    def cancel(self, load_id: int) -> None:
+        due = self._due.get(load_id)
+        if due is not None and self._rng.random() < CANCEL_SHARE:
+            self.num_cancelled += not due.is_cancelled
+            due.is_cancelled = True
+
+    def want(self, cards: Sequence[AdapterCard]) -> None:
+        """Reads some of them before it returns: a thread would do so at a time of its own."""
+        count = self._rng.randint(0, len(cards))
+        spare = set[AdapterKey]()
+        for card in cards[:count]:
+            try:
+                image = self._host_tier.read_ahead(card, spare)
+            except AdapterError:
+                continue  # its file is gone; a load would tell
+            spare.add(card.key)
+            if image is not None:
+                self._host_tier.let_go(image)
+                self.num_read_ahead += 1
 
     def poll(self) -> list[LinkEvent]:
         self._polls += 1
-        due = sorted(entry for entry in self._due if entry[0] <= self._polls)
-        self._due = [entry for entry in self._due if entry[0] > self._polls]
+        ready = sorted(
+            (due for due in self._due.values() if due.poll <= self._polls),
+            key=lambda due: (due.poll, due.order.load_id),
+        )
         events: list[LinkEvent] = []
-        for _, load_id in due:
-            self._await(load_id)
-            events += self._brought.pop(load_id)
-            self._over.discard(load_id)
+        for due in ready:
+            del self._due[due.order.load_id]
+            events += self._carry(due)
         return events
 
     def close(self) -> None:
         self._real.close()
 
-    def _await(self, load_id: int) -> None:
-        while load_id not in self._over:
+    def _carry(self, due: _Due) -> list[LinkEvent]:
+        """All that the real link says of it."""
+        order = due.order
+        if due.is_cancelled:
+            return [LoadFailed(order.load_id, LoadCancelled(f"{order.card.key}"))]
+        if due.is_broken:
+            self._host_tier.forget(order.card.key)
+            order = replace(order, card=replace(order.card, image_path=Path("made to fail")))
+        self._real.start(order)
+        events: list[LinkEvent] = []
+        while not (events and isinstance(events[-1], Loaded | LoadFailed)):
             if not self._woken.acquire(timeout=ANSWER_WITHIN_S):
-                raise LoadLost(f"load {load_id} has no answer after {ANSWER_WITHIN_S} s")
-            for event in self._real.poll():
-                self._brought[event.load_id].append(event)
-                if isinstance(event, Loaded | LoadFailed):
-                    self._over.add(event.load_id)
+                raise LoadLost(f"load {order.load_id} has no answer after {ANSWER_WITHIN_S} s")
+            events += self._real.poll()
+        return events

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from ..server.config import MemoryConfig
+
 
 @dataclass(slots=True)
 class Totals:
@@ -36,6 +38,11 @@ class Totals:
     historic_preemptions: int = 0  # of requests with penalties or a prompt that is told
     evictions: int = 0
     loads: int = 0
+    found_tokens: int = 0  # of prompts, in the prefix cache
+    prefix_evictions: int = 0  # pages
+    kept_tokens: int = 0  # of preempted requests, in the prefix cache
+    prefetches: int = 0
+    cancelled_loads: int = 0
 
     def add(self, other: Totals) -> None:
         for name in self.__slots__:
@@ -60,13 +67,15 @@ class Setting:
     fail_share: float  # of loads
     answer_lens: tuple[int, ...]  # tokens
     unrest: float  # chance of a cancel or stop, and of a forget, in a step
+    memory: MemoryConfig  # of it: what is kept, what goes first, and whose shares there are
+    wishes: float  # chance of a prefetch or a pin in a step
 
     @classmethod
     def draw(cls, rng: random.Random) -> Setting:
         max_running = rng.choice([1, 2, 3, 5, 8, 12])
         num_requests = rng.choice([8, 16, 32])
         return cls(
-            num_pages=rng.choice([10, 14, 20, 32, 48]),
+            num_pages=rng.choice([10, 14, 20, 32, 48, 80]),
             max_running=max_running,
             max_waiting=rng.choice([6, 100, 100]),
             max_step_tokens=rng.choice([max_running, max_running + 3, max_running + 16, 64]),
@@ -81,4 +90,12 @@ class Setting:
             # Long answers outgrow the pool that their prompts fitted: somebody must give way.
             answer_lens=rng.choice([(1, 2, 5, 16), (1, 9, 40, 56), (40, 56, 90)]),
             unrest=rng.choice([0.0, 0.03, 0.1]),
+            memory=MemoryConfig(
+                prefix_cache=rng.random() < 0.9,
+                eviction=rng.choice(["economy"] * 4 + ["lru", "split"]),
+                adapter_share=rng.choice([0.3, 0.6]),
+                tenant_share=rng.choice([1.0, 1.0, 1.0, 1.0, 0.7]),
+                prefetch=rng.random() < 0.8,
+            ),
+            wishes=rng.choice([0.0, 0.02, 0.2]),
         )

@@ -38,6 +38,9 @@ TIE_SHARE = 1e-4  # of the logit range
 VOCAB = 131
 MAX_RANK = 256
 PROMPT_LENS = (1, 2, 7, 15, 16, 17, 31, 33, 64, 90)
+NUM_PLAIN = len(PROMPT_LENS)  # of the prompts: they share nothing
+# Prompts that begin as an earlier one does: its place, how much of it, tokens in all.
+FORKS = ((8, 64, 80), (9, 64, 70), (9, 40, 60), (9, 90, 95), (4, 16, 17), (7, 33, 49))
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 BASE = ""
@@ -92,6 +95,9 @@ class FuzzWorld:
         self.loaded: LoadedModel = prepare_model(copy.deepcopy(base))
         rng = random.Random(0)
         self.prompts = [tuple(rng.randrange(VOCAB) for _ in range(n)) for n in PROMPT_LENS]
+        for place, shared, length in FORKS:
+            rest = tuple(rng.randrange(VOCAB) for _ in range(length - shared))
+            self.prompts.append(self.prompts[place][:shared] + rest)
         self._models: dict[str, Any] = {BASE: base}
         self._right: dict[Question, tuple[int, ...]] = {}  # the longest answer judged so far
         self._store = _open_store(home / "store", self.loaded)

@@ -15,13 +15,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-FREE, KV, ADAPTER = "free", "kv", "adapter"
+FREE, KV, ADAPTER, CACHED = "free", "kv", "adapter", "cached"
 ADAPTER_SYMBOLS = string.ascii_uppercase + string.ascii_lowercase
 # Adapters past the alphabet share this one.
 LATE_SYMBOL = "+"
 KV_SYMBOL = "#"
+CACHED_SYMBOL = "="
 FREE_SYMBOL = "."
 KV_STYLE = "black on white"
+CACHED_STYLE = "black on grey70"
 FREE_STYLE = "bright_black"
 ADAPTER_STYLES = tuple(
     f"black on {colour}"
@@ -46,7 +48,7 @@ ADAPTER_STYLES = tuple(
 class PageRun:
     """Neighbouring pages of one owner."""
 
-    kind: str  # free, kv or adapter
+    kind: str  # free, kv, adapter or cached
     count: int  # pages
     owner: str  # the adapter's name, or the number of a request
 
@@ -57,6 +59,13 @@ class Mark:
 
     symbol: str
     style: str
+
+
+MARKS = {
+    KV: Mark(KV_SYMBOL, KV_STYLE),
+    CACHED: Mark(CACHED_SYMBOL, CACHED_STYLE),
+    FREE: Mark(FREE_SYMBOL, FREE_STYLE),
+}
 
 
 def marks_of(runs: Iterable[PageRun]) -> dict[str, Mark]:
@@ -95,11 +104,11 @@ def draw_grid(runs: Sequence[PageRun], width: int) -> Text:
 def _mark(run: PageRun, marks: dict[str, Mark]) -> Mark:
     if run.kind == ADAPTER:
         return marks[run.owner]
-    return Mark(KV_SYMBOL, KV_STYLE) if run.kind == KV else Mark(FREE_SYMBOL, FREE_STYLE)
+    return MARKS[run.kind]
 
 
 def draw_legend(runs: Sequence[PageRun]) -> Table:
-    """A line for each adapter, one for KV and one for free pages."""
+    """A line for each adapter, one for KV, one for what is cached and one for free pages."""
     counts, marks = count_pages(runs), marks_of(runs)
     total = sum(counts.values())
     legend = Table(box=None, show_header=False, pad_edge=False)
@@ -108,8 +117,11 @@ def draw_legend(runs: Sequence[PageRun]) -> Table:
     legend.add_column(justify="right")
     legend.add_column(justify="right")
     lines = [(mark, name, counts[ADAPTER, name]) for name, mark in marks.items()]
-    lines.append((Mark(KV_SYMBOL, KV_STYLE), "KV of running requests", counts[KV, ""]))
-    lines.append((Mark(FREE_SYMBOL, FREE_STYLE), "free", counts[FREE, ""]))
+    lines += [
+        (MARKS[KV], "KV of running requests", counts[KV, ""]),
+        (MARKS[CACHED], "KV of ended ones, until room is needed", counts[CACHED, ""]),
+        (MARKS[FREE], "free", counts[FREE, ""]),
+    ]
     for mark, name, count in lines:
         share = f"{count / total:.0%}" if total else "-"
         legend.add_row(Text(mark.symbol, mark.style), name, f"{count} pages", share)

@@ -18,8 +18,10 @@ from pathlib import Path
 from .readme_access import render_access
 from .readme_cost import render_cost
 from .readme_gpu import render_gpu
+from .readme_memory import render_footprint, render_memory
 from .readme_models import render_models, render_refused_models
 from .readme_results import render_overhead, render_throughput
+from .readme_scale import render_scale
 from .readme_sim import render_sim
 from .readme_slo import render_slo
 from .readme_tables import (
@@ -47,8 +49,11 @@ RENDERERS: Renderers = {
     "overhead": render_overhead,
     "gpu": render_gpu,
     "slo": render_slo,
+    "scale": render_scale,
     "sim": render_sim,
     "cost": render_cost,
+    "footprint": render_footprint,
+    "memory": render_memory,
     "status": render_status,
     "metrics": render_metrics,
     "access": render_access,

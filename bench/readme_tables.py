@@ -39,6 +39,13 @@ FLAG_UNITS = {
     "--pool-bytes": SIZE,
     "--host-bytes": SIZE,
     "--max-rank": "rank, 1 to 256",
+    "--prefix-cache": "switch",
+    "--share-prefixes": "switch",
+    "--eviction": "name",
+    "--adapter-share": "share of the pool",
+    "--tenant-share": "share of the pool",
+    "--prefetch": "switch",
+    "--link-bytes-per-s": "bytes per second",
     "--max-running": "requests",
     "--max-waiting": "requests",
     "--max-step-tokens": "tokens",
@@ -96,7 +103,11 @@ METRIC_UNITS = (
     "adapters",
     "ratio",
 )
-TRUTHS = {"lorry_up": "0 or 1", "lorry_cost_model_r2": "at most 1"}
+TRUTHS = {
+    "lorry_up": "0 or 1",
+    "lorry_economy_parameter": "in its label",
+    "lorry_cost_model_r2": "at most 1",
+}
 
 # `├── Name      who caused it`, as the trees at the top of both error modules are drawn.
 DRAWN_ERROR = re.compile(r"^[│├└─ ]*(\w+) {2,}(\S.*)$", re.MULTILINE)

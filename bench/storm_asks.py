@@ -72,7 +72,17 @@ def _long_asks() -> list[Ask]:
             tokens = _generate(model, tokenizer, prompt)
             if len(tokens) >= LEAST_LONG_TOKENS:
                 asks.append(Ask(name, prompt, len(tokens), ignore_eos=True, tokens=tokens))
+                asks.append(_continued(asks[-1], tokenizer(prompt)["input_ids"]))
     return asks
+
+
+def _continued(ask: Ask, prompt_ids: Sequence[int]) -> Ask:
+    """The same path from a later start: a prompt of whole pages, that is met again and again."""
+    cut = len(ask.tokens) - LEAST_LONG_TOKENS // 2
+    tokens = ask.tokens[cut:]
+    return Ask(
+        ask.adapter, (*prompt_ids, *ask.tokens[:cut]), len(tokens), ignore_eos=True, tokens=tokens
+    )
 
 
 def _generate(model: Any, tokenizer: Any, prompt: str) -> tuple[int, ...]:

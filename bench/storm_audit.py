@@ -18,10 +18,11 @@ def complaints(stats: pb.Stats) -> list[str]:
     for name in ("num_running", "num_waiting", "pages_kv"):
         if value := getattr(stats, name):
             found.append(f"{name} is {value}, not 0")
-    if stats.pages_free + stats.pages_adapter != stats.pages_total:
+    cached = stats.memory.pages_cached
+    if stats.pages_free + stats.pages_adapter + cached != stats.pages_total:
         found.append(
-            f"{stats.pages_free} free and {stats.pages_adapter} adapter pages are not "
-            f"{stats.pages_total} in all"
+            f"{stats.pages_free} free, {stats.pages_adapter} adapter and {cached} cached pages are "
+            f"not {stats.pages_total} in all"
         )
     for resident in stats.residents:
         if resident.num_users:
@@ -46,6 +47,7 @@ def _page_complaints(stats: pb.Stats) -> list[str]:
         pb.PAGE_KIND_FREE: stats.pages_free,
         pb.PAGE_KIND_KV: stats.pages_kv,
         pb.PAGE_KIND_ADAPTER: stats.pages_adapter,
+        pb.PAGE_KIND_CACHED: stats.memory.pages_cached,
     }
     found = [
         f"the map has {kinds[kind]} pages of kind {pb.PageKind.Name(kind)}, the sums say {num}"

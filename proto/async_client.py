@@ -18,7 +18,14 @@ from . import lorry_pb2_grpc as pb_grpc
 from .completion import Completion, Piece
 from .credentials import CredentialOptions, read_credentials
 from .errors import Cancelled, DeadlineExceeded, LorryClientError
-from .messages import GenerateOptions, check_single, generate_request, list_request, num_answers
+from .messages import (
+    GenerateOptions,
+    check_single,
+    generate_request,
+    list_request,
+    num_answers,
+    prefetch_request,
+)
 from .parcel import Parcel, ProgressCallback
 from .transport import (
     DEFAULT_ADDRESS,
@@ -145,6 +152,14 @@ class AsyncAdapters:
             token = page.next_page_token
             if not token:
                 return
+
+    async def prefetch(
+        self, name: str, *, tier: str | None = None, pin: bool | None = None
+    ) -> pb.Adapter:
+        """As `Adapters.prefetch`."""
+        request = prefetch_request(name, tier=tier, pin=pin)
+        with translated(self._address):
+            return await self._stub.Prefetch(request, timeout=self._timeout_s)
 
     async def delete(self, name: str) -> int:
         """The version that was deleted; requests that run on it still finish."""

@@ -19,7 +19,14 @@ from .async_client import AsyncClient
 from .completion import Completion, Piece
 from .credentials import CredentialOptions, read_credentials
 from .errors import DeadlineExceeded, LorryClientError
-from .messages import GenerateOptions, check_single, generate_request, list_request, num_answers
+from .messages import (
+    GenerateOptions,
+    check_single,
+    generate_request,
+    list_request,
+    num_answers,
+    prefetch_request,
+)
 from .parcel import Parcel, ProgressCallback
 from .transport import (
     DEFAULT_ADDRESS,
@@ -124,6 +131,18 @@ class Adapters:
             token = page.next_page_token
             if not token:
                 return
+
+    def prefetch(
+        self, name: str, *, tier: str | None = None, pin: bool | None = None
+    ) -> pb.Adapter:
+        """Brings it nearer before anybody asks for it; returns once that has begun.
+
+        `tier`: pool (the default) or host. `pin` True keeps it in the pool as long as its name
+        lives, False takes the pin away and moves nothing.
+        """
+        request = prefetch_request(name, tier=tier, pin=pin)
+        with translated(self._address):
+            return self._stub.Prefetch(request, timeout=self._timeout_s)
 
     def delete(self, name: str) -> int:
         """The version that was deleted; requests that run on it still finish."""

@@ -20,6 +20,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     preemptions: int  # times the request gave way and was recomputed
+    cached_tokens: int  # of the prompt, whose KV was there when the request first ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,9 @@ class Transcript:
             text="".join(draft.texts),
             token_ids=tuple(draft.token_ids),
             reason=REASONS.get(final.reason, "unspecified"),
-            usage=Usage(usage.prompt_tokens, usage.completion_tokens, usage.preemptions),
+            usage=Usage(
+                usage.prompt_tokens, usage.completion_tokens, usage.preemptions, usage.cached_tokens
+            ),
             timing=Timing(
                 queue_s=timing.queue_s,
                 load_s=timing.load_s,

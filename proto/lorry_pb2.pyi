@@ -13,17 +13,41 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
 
+class Place(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PLACE_UNSPECIFIED: _ClassVar[Place]
+    PLACE_DISK: _ClassVar[Place]
+    PLACE_HOST: _ClassVar[Place]
+    PLACE_LOADING: _ClassVar[Place]
+    PLACE_POOL: _ClassVar[Place]
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_POOL: _ClassVar[Tier]
+    TIER_HOST: _ClassVar[Tier]
+
 class PageKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PAGE_KIND_FREE: _ClassVar[PageKind]
     PAGE_KIND_KV: _ClassVar[PageKind]
     PAGE_KIND_ADAPTER: _ClassVar[PageKind]
+    PAGE_KIND_CACHED: _ClassVar[PageKind]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
+PLACE_UNSPECIFIED: Place
+PLACE_DISK: Place
+PLACE_HOST: Place
+PLACE_LOADING: Place
+PLACE_POOL: Place
+TIER_UNSPECIFIED: Tier
+TIER_POOL: Tier
+TIER_HOST: Tier
 PAGE_KIND_FREE: PageKind
 PAGE_KIND_KV: PageKind
 PAGE_KIND_ADAPTER: PageKind
+PAGE_KIND_CACHED: PageKind
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -189,14 +213,16 @@ class Final(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., seed: _Optional[int] = ..., adapter_version: _Optional[int] = ..., index: _Optional[int] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "preemptions")
+    __slots__ = ("prompt_tokens", "completion_tokens", "preemptions", "cached_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     preemptions: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    cached_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_s", "load_s", "prefill_s", "ttft_s", "tpot_s")
@@ -235,7 +261,7 @@ class UploadHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., base_fingerprint: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "version", "content_hash", "size_bytes", "max_rank", "num_pages", "weight_bytes", "target_modules", "created_unix_s", "notes", "rounding_error")
+    __slots__ = ("name", "version", "content_hash", "size_bytes", "max_rank", "num_pages", "weight_bytes", "target_modules", "created_unix_s", "notes", "rounding_error", "residency")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +273,7 @@ class Adapter(_message.Message):
     CREATED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     ROUNDING_ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     content_hash: str
@@ -258,7 +285,40 @@ class Adapter(_message.Message):
     created_unix_s: float
     notes: _containers.RepeatedScalarFieldContainer[str]
     rounding_error: float
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., created_unix_s: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., rounding_error: _Optional[float] = ...) -> None: ...
+    residency: Residency
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., target_modules: _Optional[_Iterable[str]] = ..., created_unix_s: _Optional[float] = ..., notes: _Optional[_Iterable[str]] = ..., rounding_error: _Optional[float] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ...) -> None: ...
+
+class Residency(_message.Message):
+    __slots__ = ("place", "pinned", "num_pages", "num_users", "requests_total", "pool_hits_total", "loads_total", "reads_total", "load_s")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_USERS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POOL_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    READS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    place: Place
+    pinned: bool
+    num_pages: int
+    num_users: int
+    requests_total: int
+    pool_hits_total: int
+    loads_total: int
+    reads_total: int
+    load_s: float
+    def __init__(self, place: _Optional[_Union[Place, str]] = ..., pinned: bool = ..., num_pages: _Optional[int] = ..., num_users: _Optional[int] = ..., requests_total: _Optional[int] = ..., pool_hits_total: _Optional[int] = ..., loads_total: _Optional[int] = ..., reads_total: _Optional[int] = ..., load_s: _Optional[float] = ...) -> None: ...
+
+class PrefetchRequest(_message.Message):
+    __slots__ = ("name", "tier", "pin")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tier: Tier
+    pin: bool
+    def __init__(self, name: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., pin: bool = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
     __slots__ = ("name",)
@@ -303,7 +363,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Info(_message.Message):
-    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens", "has_chat_template", "vocab_size", "limits", "policy")
+    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens", "has_chat_template", "vocab_size", "limits", "policy", "prefix_cache", "site_shapes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -324,6 +384,8 @@ class Info(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    SITE_SHAPES_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     architecture: str
@@ -344,7 +406,19 @@ class Info(_message.Message):
     vocab_size: int
     limits: RequestLimits
     policy: str
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ..., has_chat_template: bool = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., policy: _Optional[str] = ...) -> None: ...
+    prefix_cache: bool
+    site_shapes: _containers.RepeatedCompositeFieldContainer[SiteShape]
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ..., has_chat_template: bool = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., policy: _Optional[str] = ..., prefix_cache: bool = ..., site_shapes: _Optional[_Iterable[_Union[SiteShape, _Mapping]]] = ...) -> None: ...
+
+class SiteShape(_message.Message):
+    __slots__ = ("name", "in_width", "out_width")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IN_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    OUT_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    in_width: int
+    out_width: int
+    def __init__(self, name: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ...) -> None: ...
 
 class RequestLimits(_message.Message):
     __slots__ = ("n", "logprobs", "stop_strings", "stop_chars", "stop_token_ids", "logit_bias", "chat_messages", "template_bytes")
@@ -405,7 +479,7 @@ class CostCoef(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class CostModel(_message.Message):
-    __slots__ = ("source", "step_coefs", "judged_steps", "r2", "mape", "learnt_loads", "load_s", "load_bytes_per_s")
+    __slots__ = ("source", "step_coefs", "judged_steps", "r2", "mape", "learnt_loads", "load_s", "load_bytes_per_s", "read_bytes_per_s")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     STEP_COEFS_FIELD_NUMBER: _ClassVar[int]
     JUDGED_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -414,6 +488,7 @@ class CostModel(_message.Message):
     LEARNT_LOADS_FIELD_NUMBER: _ClassVar[int]
     LOAD_S_FIELD_NUMBER: _ClassVar[int]
     LOAD_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     source: str
     step_coefs: _containers.RepeatedCompositeFieldContainer[CostCoef]
     judged_steps: int
@@ -422,10 +497,11 @@ class CostModel(_message.Message):
     learnt_loads: int
     load_s: float
     load_bytes_per_s: float
-    def __init__(self, source: _Optional[str] = ..., step_coefs: _Optional[_Iterable[_Union[CostCoef, _Mapping]]] = ..., judged_steps: _Optional[int] = ..., r2: _Optional[float] = ..., mape: _Optional[float] = ..., learnt_loads: _Optional[int] = ..., load_s: _Optional[float] = ..., load_bytes_per_s: _Optional[float] = ...) -> None: ...
+    read_bytes_per_s: float
+    def __init__(self, source: _Optional[str] = ..., step_coefs: _Optional[_Iterable[_Union[CostCoef, _Mapping]]] = ..., judged_steps: _Optional[int] = ..., r2: _Optional[float] = ..., mape: _Optional[float] = ..., learnt_loads: _Optional[int] = ..., load_s: _Optional[float] = ..., load_bytes_per_s: _Optional[float] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class Stats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total", "requests_aborted_total", "cost_model")
+    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total", "requests_aborted_total", "cost_model", "memory")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -449,6 +525,7 @@ class Stats(_message.Message):
     REQUESTS_CANCELLED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_ABORTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     COST_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     pages_total: int
@@ -472,4 +549,57 @@ class Stats(_message.Message):
     requests_cancelled_total: int
     requests_aborted_total: int
     cost_model: CostModel
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_aborted_total: _Optional[int] = ..., cost_model: _Optional[_Union[CostModel, _Mapping]] = ...) -> None: ...
+    memory: Memory
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_aborted_total: _Optional[int] = ..., cost_model: _Optional[_Union[CostModel, _Mapping]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
+
+class EconomyParam(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+
+class TenantPages(_message.Message):
+    __slots__ = ("tenant", "pages")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    pages: int
+    def __init__(self, tenant: _Optional[str] = ..., pages: _Optional[int] = ...) -> None: ...
+
+class Memory(_message.Message):
+    __slots__ = ("eviction", "params", "pages_cached", "prefix_lookup_tokens_total", "prefix_hit_tokens_total", "prefix_evictions_total", "preempted_tokens_kept_total", "host_capacity_bytes", "host_peak_bytes", "host_hits_total", "host_misses_total", "prefetches_total", "loads_cancelled_total", "requests_with_adapter_total", "pool_hits_total", "tenants")
+    EVICTION_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    PAGES_CACHED_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_LOOKUP_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HIT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_TOKENS_KEPT_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HOST_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HOST_MISSES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOADS_CANCELLED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_WITH_ADAPTER_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POOL_HITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    eviction: str
+    params: _containers.RepeatedCompositeFieldContainer[EconomyParam]
+    pages_cached: int
+    prefix_lookup_tokens_total: int
+    prefix_hit_tokens_total: int
+    prefix_evictions_total: int
+    preempted_tokens_kept_total: int
+    host_capacity_bytes: int
+    host_peak_bytes: int
+    host_hits_total: int
+    host_misses_total: int
+    prefetches_total: int
+    loads_cancelled_total: int
+    requests_with_adapter_total: int
+    pool_hits_total: int
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantPages]
+    def __init__(self, eviction: _Optional[str] = ..., params: _Optional[_Iterable[_Union[EconomyParam, _Mapping]]] = ..., pages_cached: _Optional[int] = ..., prefix_lookup_tokens_total: _Optional[int] = ..., prefix_hit_tokens_total: _Optional[int] = ..., prefix_evictions_total: _Optional[int] = ..., preempted_tokens_kept_total: _Optional[int] = ..., host_capacity_bytes: _Optional[int] = ..., host_peak_bytes: _Optional[int] = ..., host_hits_total: _Optional[int] = ..., host_misses_total: _Optional[int] = ..., prefetches_total: _Optional[int] = ..., loads_cancelled_total: _Optional[int] = ..., requests_with_adapter_total: _Optional[int] = ..., pool_hits_total: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantPages, _Mapping]]] = ...) -> None: ...

@@ -128,6 +128,11 @@ class AdaptersStub(object):
                 request_serializer=lorry__pb2.DeleteAdapterRequest.SerializeToString,
                 response_deserializer=lorry__pb2.DeleteAdapterResponse.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/lorry.v1.Adapters/Prefetch',
+                request_serializer=lorry__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=lorry__pb2.Adapter.FromString,
+                _registered_method=True)
 
 
 class AdaptersServicer(object):
@@ -160,6 +165,14 @@ class AdaptersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prefetch(self, request, context):
+        """Brings an adapter nearer although nobody asks for it yet, and may pin it. Answers at once, with
+        `residency` as it is then: a load has begun, not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdaptersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +195,11 @@ def add_AdaptersServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=lorry__pb2.DeleteAdapterRequest.FromString,
                     response_serializer=lorry__pb2.DeleteAdapterResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=lorry__pb2.PrefetchRequest.FromString,
+                    response_serializer=lorry__pb2.Adapter.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -292,6 +310,33 @@ class Adapters(object):
             '/lorry.v1.Adapters/Delete',
             lorry__pb2.DeleteAdapterRequest.SerializeToString,
             lorry__pb2.DeleteAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lorry.v1.Adapters/Prefetch',
+            lorry__pb2.PrefetchRequest.SerializeToString,
+            lorry__pb2.Adapter.FromString,
             options,
             channel_credentials,
             insecure,

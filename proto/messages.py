@@ -162,6 +162,23 @@ def list_request(prefix: str, page_size: int, page_token: str) -> pb.ListAdapter
     )
 
 
+TIERS = {"pool": pb.TIER_POOL, "host": pb.TIER_HOST}
+
+
+def prefetch_request(name: str, *, tier: str | None, pin: bool | None) -> pb.PrefetchRequest:
+    """Raises:
+    InvalidRequest: what the wire cannot carry; names the field.
+    """
+    request = pb.PrefetchRequest(name=values.text("name", name))
+    if tier is not None:
+        if values.text("tier", tier) not in TIERS:
+            values.refuse("tier", f"tier is {tier!r}; it must be one of {', '.join(TIERS)}")
+        request.tier = TIERS[tier]
+    if pin is not None:
+        request.pin = values.flag("pin", pin)
+    return request
+
+
 def to_plain(message: Message) -> dict[str, object]:
     """Fields by their names in lorry.proto, unset ones with their zero, ready for JSON.
 

@@ -8,26 +8,41 @@ Called by engine.py, at the start of a step and whenever an adapter may have dep
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 
-from ..adapters.key import AdapterKey
+from ..adapters.key import AdapterCard, AdapterKey
 from .engine_parts import EngineParts
 from .errors import InternalError
+from .intake import unfit_adapter
 from .lives import Lives
-from .memory.residency import Arrived, Broken
+from .memory.residency_records import Arrived, Broken, Place
 from .outbox import Outbox
-from .seam import Released
+from .reuse import Reuse
+from .seam import AdapterResidency, Prefetch, Released, ResidencyAnswer
 from .stats import Counters
+
+# Adapters of the line that the link hears of before they are ordered.
+MAX_AHEAD = 16
 
 _log = logging.getLogger(__name__)
 
 
 class AdapterNews:
     def __init__(
-        self, parts: EngineParts, *, lives: Lives, counters: Counters, outbox: Outbox
+        self,
+        parts: EngineParts,
+        *,
+        lives: Lives,
+        counters: Counters,
+        outbox: Outbox,
+        reuse: Reuse,
     ) -> None:
         self._state, self._residency, self._link = parts.state, parts.residency, parts.link
         self._runner, self._host_tier = parts.runner, parts.host_tier
         self._lives, self._counters, self._outbox = lives, counters, outbox
+        self._reuse, self._gate = reuse, parts.gate
+        self._ahead: tuple[AdapterKey, ...] = ()  # what the link was told last
 
     def take_in(self, now_s: float) -> None:
         """What the link has brought since the last step."""
@@ -42,8 +57,66 @@ class AdapterNews:
 
     def forget(self, key: AdapterKey) -> None:
         """Deleted or replaced: it goes with its last user."""
+        self._reuse.forget(key)
         self._residency.doom(key)
         self.detach_departed()
+
+    def prefetch(self, wish: Prefetch, now_s: float) -> None:
+        """Somebody would have it near, or stay; one that could never run is left where it is. To
+        take a pin away moves nothing.
+        """
+        card, wishes = wish.card, self._residency.wishes
+        fits = card.num_pages <= self._gate.max_adapter_pages
+        if wish.pinned is False:
+            wishes.unpin(card.key)
+        elif fits and unfit_adapter(card, self._gate) is None:
+            if wish.pinned:
+                wishes.pin(card)
+            if wish.to_pool:
+                wishes.ask(card, now_s)
+            else:
+                wishes.ask_for_host(card)
+        self.tell_residency(wish.query_id, (card.key,))
+
+    def tell_residency(self, query_id: int, keys: Sequence[AdapterKey]) -> None:
+        self._outbox.put(ResidencyAnswer(query_id, tuple(self._met(key) for key in keys)))
+
+    def look_ahead(self) -> None:
+        """Tells the link whose images will be ordered next, when that has changed."""
+        cards = [*self._absent_in_line(), *self._residency.wishes.for_host(self._in_host)]
+        ahead = tuple(card.key for card in cards)
+        if ahead != self._ahead:
+            self._ahead = ahead
+            self._link.want(cards)
+
+    def _absent_in_line(self) -> list[AdapterCard]:
+        adapter_ids = self._state.absent_adapters(MAX_AHEAD)
+        cards = [self._residency.absent_card(adapter_id) for adapter_id in adapter_ids]
+        return [card for card in cards if card is not None]
+
+    def _in_host(self, key: AdapterKey) -> bool:
+        return self._host_tier.contains(key)
+
+    def _met(self, key: AdapterKey) -> AdapterResidency:
+        met = self._residency.met(key)
+        place = met.place.value
+        if met.place is Place.ABSENT:
+            place = "host" if self._in_host(key) else "disk"
+        elif met.place is Place.RESIDENT:
+            place = "pool"
+        usage = met.usage
+        return AdapterResidency(
+            key=key,
+            place=place,
+            pinned=met.pinned,
+            num_pages=met.num_pages,
+            num_users=met.num_users,
+            num_requests=usage.num_requests if usage else 0,
+            num_pool_hits=usage.num_pool_hits if usage else 0,
+            num_loads=usage.num_loads if usage else 0,
+            num_reads=usage.num_reads if usage else 0,
+            load_s=usage.load_s / usage.num_loads if usage and usage.num_loads else math.nan,
+        )
 
     def detach_departed(self) -> None:
         for gone in self._residency.take_departed():

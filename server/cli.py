@@ -17,6 +17,17 @@ import typer
 from .cli_adapter import app as adapter_app
 from .cli_connection import Connection, connecting
 from .cli_generate import generate
+from .cli_memory import (
+    Adapters,
+    Asked,
+    Config,
+    Dtype,
+    Memory,
+    PoolBytes,
+    Ranks,
+    Targets,
+    show_memory,
+)
 from .cli_options import CALL_TIMEOUT_S, AsJson
 from .cli_output import EXIT_OK, EXIT_USAGE, answering, complain, format_bytes, print_json
 from .cli_output import print_table as print_rows
@@ -29,7 +40,18 @@ if TYPE_CHECKING:
     from .config import ServerConfig
 
 # Each is a module of lorry.bench with `main(argv) -> int`.
-BENCHES = ("cost", "demo", "kernels", "overhead", "sim", "slo", "step", "throughput")
+BENCHES = (
+    "cost",
+    "demo",
+    "kernels",
+    "memory",
+    "overhead",
+    "scale",
+    "sim",
+    "slo",
+    "step",
+    "throughput",
+)
 
 app = typer.Typer(
     name="lorry",
@@ -83,12 +105,22 @@ def info(
     wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait until the server serves.")
     ] = 0.0,
+    memory: Memory = False,
+    model: Config = None,
+    pool_bytes: PoolBytes = 0,
+    dtype: Dtype = "auto",
+    ranks: Ranks = "8,16,64",
+    adapters: Adapters = 32,
+    targets: Targets = "all-linear",
     connection: Connection,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the server serves and what it is doing."""
+    """Show what the server serves and what it is doing; or what its memory holds."""
     from ..proto.messages import to_plain
 
+    asked = Asked(model, pool_bytes, dtype, ranks, adapters, targets)
+    if show_memory(connection, asked, memory=memory, wait_s=wait, as_json=as_json):
+        return
     with answering(as_json), connection.client(timeout_s=CALL_TIMEOUT_S) as client:
         served, stats = _ask_info(client, wait)
     if as_json:
@@ -133,7 +165,8 @@ def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
             "pages",
             f"{served.num_pages} of {format_bytes(served.page_bytes)} "
             f"({served.tokens_per_page} tokens): {stats.pages_kv} KV, "
-            f"{stats.pages_adapter} adapters, {stats.pages_free} free",
+            f"{stats.pages_adapter} adapters, {stats.memory.pages_cached} cached, "
+            f"{stats.pages_free} free",
         ),
         ("self proof", served.self_proof),
         (
@@ -152,12 +185,45 @@ def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
         (
             "adapters",
             f"{stats.adapters_registered} registered, {stats.adapter_loads_total} loads, "
-            f"{stats.adapter_evictions_total} evictions, "
-            f"{format_bytes(stats.host_bytes)} in host memory",
+            f"{stats.adapter_evictions_total} evictions",
         ),
+        *_memory_rows(served, stats),
         *_cost_rows(stats.cost_model),
         ("up", f"{stats.uptime_s:.0f} s, engine restarted {stats.engine_restarts_total} times"),
     ]
+
+
+def _memory_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
+    """How pool and host memory were met, and who goes when room is needed."""
+    memory = stats.memory
+    prefixes = "off"
+    if served.prefix_cache:
+        looked, found = memory.prefix_lookup_tokens_total, memory.prefix_hit_tokens_total
+        prefixes = (
+            f"{_found(found, looked, 'prompt tokens')}, {memory.prefix_evictions_total} pages "
+            f"evicted, {memory.preempted_tokens_kept_total} tokens of preempted requests kept"
+        )
+    asked, met = memory.requests_with_adapter_total, memory.pool_hits_total
+    looked, found = memory.host_hits_total + memory.host_misses_total, memory.host_hits_total
+    params = ", ".join(f"{param.name} {param.value:g}" for param in memory.params)
+    return [
+        (
+            "pool",
+            f"{_found(met, asked, 'adapters asked for')}, {memory.prefetches_total} prefetches, "
+            f"{memory.loads_cancelled_total} loads cancelled",
+        ),
+        ("prefix cache", prefixes),
+        (
+            "host tier",
+            f"{format_bytes(stats.host_bytes)} of {format_bytes(memory.host_capacity_bytes)}, "
+            f"{format_bytes(memory.host_peak_bytes)} at most; {_found(found, looked, 'images')}",
+        ),
+        ("eviction", f"{memory.eviction} ({params})" if params else memory.eviction),
+    ]
+
+
+def _found(part: int, whole: int, what: str) -> str:
+    return f"{part / whole:.1%} of {what} found" if whole else f"no {what} yet"
 
 
 def _cost_rows(cost: CostModel) -> list[tuple[str, object]]:
@@ -175,6 +241,8 @@ def _cost_rows(cost: CostModel) -> list[tuple[str, object]]:
         if cost.HasField("load_bytes_per_s"):
             rate = f" and {format_bytes(int(cost.load_bytes_per_s))}/s"
         loads = f"{1e3 * cost.load_s:.1f} ms{rate}, learnt from {cost.learnt_loads}"
+        if cost.HasField("read_bytes_per_s"):
+            loads += f"; from disk at {format_bytes(int(cost.read_bytes_per_s))}/s"
     return [("step times", steps), ("load times", loads)]
 
 

@@ -1,4 +1,4 @@
-"""`lorry adapter upload | list | show | delete`.
+"""`lorry adapter upload | list | show | prefetch | delete`.
 
 Asks through the client and prints; what an adapter may be is the server's to say. Registered
 by cli.py.
@@ -6,11 +6,11 @@ by cli.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -33,10 +33,12 @@ from .cli_output import (
 
 if TYPE_CHECKING:
     from ..proto.client import Client
-    from ..proto.lorry_pb2 import Adapter
+    from ..proto.lorry_pb2 import Adapter, Residency
 
 app = typer.Typer(
-    help="Upload, list, show and delete adapters.", no_args_is_help=True, rich_markup_mode=None
+    help="Upload, list, show, prefetch and delete adapters.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 COLUMNS = (
@@ -50,6 +52,7 @@ COLUMNS = (
     "targets",
     "created",
 )
+RESIDENCY_COLUMNS = ("place", "pool hits", "load")
 
 
 @app.command()
@@ -169,7 +172,11 @@ def list_adapters(
     if as_json:
         print_json({"adapters": [to_plain(adapter) for adapter in adapters]})
     else:
-        print_table(COLUMNS, [_row(adapter) for adapter in adapters])
+        name, *rest = COLUMNS
+        rows = [_row(adapter) for adapter in adapters]
+        places = [_residency(adapter.residency) for adapter in adapters]
+        cells = [(row[0], *place, *row[1:]) for row, place in zip(rows, places, strict=True)]
+        print_table((name, *RESIDENCY_COLUMNS, *rest), cells)
 
 
 @app.command()
@@ -183,7 +190,36 @@ def show(name: str, *, connection: Connection, as_json: AsJson = False) -> None:
     if as_json:
         print_json(plain)
     else:
-        print_table(("field", "value"), [(key, _line(value)) for key, value in plain.items()])
+        print_table(("field", "value"), _lines(plain))
+
+
+@app.command()
+@connecting
+def prefetch(
+    name: str,
+    *,
+    host: Annotated[
+        bool, typer.Option("--host", help="Into host memory only, not into the pool.")
+    ] = False,
+    pin: Annotated[
+        bool | None,
+        typer.Option("--pin/--unpin", help="Keep it in the pool from now on, or no longer."),
+    ] = None,
+    connection: Connection,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an adapter nearer before anybody asks for it; returns once that has begun."""
+    from ..proto.messages import to_plain
+
+    if host and pin is not None:
+        complain("--host goes with neither --pin nor --unpin: what is pinned stays in the pool")
+        raise typer.Exit(EXIT_USAGE)
+    with answering(as_json), connection.client(timeout_s=CALL_TIMEOUT_S) as client:
+        adapter = client.adapters.prefetch(name, tier="host" if host else None, pin=pin)
+    if as_json:
+        print_json(to_plain(adapter))
+    else:
+        typer.echo(f"{name} version {adapter.version}: {_place(adapter.residency)}")
 
 
 @app.command()
@@ -211,6 +247,32 @@ def _row(adapter: Adapter) -> tuple[object, ...]:
         " ".join(adapter.target_modules),
         created.strftime("%Y-%m-%d %H:%M:%S"),
     )
+
+
+def _residency(residency: Residency) -> tuple[object, ...]:
+    """Empty cells for what is not known: no engine, no requests, no loads."""
+    hits = ""
+    if residency.requests_total:
+        hits = f"{residency.pool_hits_total / residency.requests_total:.0%}"
+    load = f"{1e3 * residency.load_s:.1f} ms" if residency.HasField("load_s") else ""
+    return _place(residency), hits, load
+
+
+def _place(residency: Residency) -> str:
+    """disk, host, loading or pool; empty: the engine did not say."""
+    from ..proto.lorry_pb2 import Place
+
+    place = Place.Name(residency.place).removeprefix("PLACE_").lower() if residency.place else ""
+    return f"{place}, pinned" if residency.pinned else place
+
+
+def _lines(plain: Mapping[str, object], within: str = "") -> Iterator[tuple[str, str]]:
+    """A row for each field, those of messages inside by the way to them."""
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _lines(cast("dict[str, object]", value), f"{within}{key}.")
+        else:
+            yield f"{within}{key}", _line(value)
 
 
 def _line(value: object) -> str:

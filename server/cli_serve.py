@@ -67,6 +67,29 @@ def serve(
     ] = MEMORY.pool_bytes,
     host_bytes: Annotated[int, _size("Packed adapters kept in host memory.")] = HOST_BYTES,  # pyright: ignore[reportArgumentType]
     max_rank: Annotated[int, typer.Option(help="Largest rank accepted.")] = MEMORY.max_rank,
+    prefix_cache: Annotated[
+        bool, typer.Option(help="Keep the KV of prompts and answers while there is room.")
+    ] = MEMORY.prefix_cache,
+    share_prefixes: Annotated[
+        bool,
+        typer.Option("--share-prefixes", help="Cached KV may be met by other tenants as well."),
+    ] = MEMORY.share_prefixes,
+    eviction: Annotated[
+        str,
+        typer.Option(help="economy: by need, cost and size; lru or split, to compare with."),
+    ] = MEMORY.eviction,
+    adapter_share: Annotated[
+        float, typer.Option(help="Share of the pool for adapters, under --eviction split.")
+    ] = MEMORY.adapter_share,
+    tenant_share: Annotated[
+        float, typer.Option(help="Share of the pool that one tenant may hold.")
+    ] = MEMORY.tenant_share,
+    prefetch: Annotated[
+        bool, typer.Option(help="Bring popular adapters back while the link is idle.")
+    ] = MEMORY.prefetch,
+    link_bytes_per_s: Annotated[
+        float, typer.Option(help="Emulate a link of this bandwidth on a CPU; 0: none.")
+    ] = MEMORY.link_bytes_per_s,
     max_running: Annotated[
         int, typer.Option(help="Requests in one step.")
     ] = SCHEDULING.max_running,
@@ -155,7 +178,18 @@ def serve(
             cuda_graphs=cuda_graphs,
             compile_layers=compile_layers,
         ),
-        memory=MemoryConfig(pool_bytes, host_bytes, max_rank),
+        memory=MemoryConfig(
+            pool_bytes,
+            host_bytes,
+            max_rank,
+            prefix_cache=prefix_cache,
+            share_prefixes=share_prefixes,
+            eviction=eviction,
+            adapter_share=adapter_share,
+            tenant_share=tenant_share,
+            prefetch=prefetch,
+            link_bytes_per_s=link_bytes_per_s,
+        ),
         scheduling=SchedulingConfig(
             max_running=max_running,
             max_waiting=max_waiting,

@@ -17,6 +17,7 @@ from .errors import ConfigError
 KERNELS = ("auto", "cpu", "triton")
 DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "slora")
+EVICTIONS = ("economy", "lru", "split")
 MAX_PORT = 65535
 TOKEN_VARIABLE = "LORRY_TOKEN"
 MIB = 1 << 20
@@ -44,6 +45,21 @@ class MemoryConfig:
     )
     host_bytes: int = 2 * GIB  # packed adapters kept in host memory
     max_rank: int = 256
+    prefix_cache: bool = True  # KV of prompts and answers stays while there is room
+    share_prefixes: bool = False  # between tenants, of one base or of adapters of one content
+    eviction: str = "economy"  # who goes when room is needed; lru and split are baselines
+    adapter_share: float = 0.2  # of the pool, for adapters alone; --eviction split only
+    tenant_share: float = 1.0  # of the pool, that one tenant may hold at most
+    prefetch: bool = True  # popular adapters come back while the link is idle
+    link_bytes_per_s: float = 0.0  # emulate a link of this bandwidth (CPU); 0: none
+
+    def adapter_share_pages(self, num_pages: int) -> int | None:
+        """Of a pool of so many; None: adapters and KV share all of it."""
+        return round(self.adapter_share * num_pages) if self.eviction == "split" else None
+
+    def max_tenant_pages(self, num_pages: int) -> int | None:
+        """None: a tenant may hold them all."""
+        return int(self.tenant_share * num_pages) if self.tenant_share < 1.0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +123,7 @@ class ServerConfig:
         _at_least("--threads", self.model.num_threads, 0)
         _at_least("--pool-bytes", self.memory.pool_bytes, 0)
         _at_least("--host-bytes", self.memory.host_bytes, 0)
+        _check_memory(self.memory, self.model.device)
         _at_least("--max-upload-bytes", self.service.max_upload_bytes, 1)
         _at_least("--drain", self.service.drain_s, 0)
         _above("--ttft", self.scheduling.ttft_s, 0)
@@ -158,6 +175,29 @@ def _check_kernels(model: ModelConfig) -> None:
         )
 
 
+def _check_memory(memory: MemoryConfig, device: str) -> None:
+    if memory.eviction not in EVICTIONS:
+        raise ConfigError(
+            f"--eviction is {memory.eviction!r}; it must be one of {', '.join(EVICTIONS)}",
+            field="--eviction",
+        )
+    _share("--adapter-share", memory.adapter_share)
+    _share("--tenant-share", memory.tenant_share)
+    if memory.eviction == "split" and memory.adapter_share == 1:
+        raise ConfigError(
+            "--adapter-share is 1 and --eviction 'split': no request could run, as KV is left "
+            "nothing; it must be less than 1",
+            field="--adapter-share",
+        )
+    _at_least("--link-bytes-per-s", memory.link_bytes_per_s, 0)
+    if memory.link_bytes_per_s and device.partition(":")[0] != "cpu":
+        raise ConfigError(
+            f"--link-bytes-per-s is {memory.link_bytes_per_s:g} and --device is {device!r}: a link "
+            "is emulated on a CPU only, a GPU has one",
+            field="--link-bytes-per-s",
+        )
+
+
 def _check_access(service: ServiceConfig) -> None:
     """What is asked of a server that others can reach."""
     if service.tls_cert is None and service.tls_key is not None:
@@ -202,6 +242,11 @@ def _at_least(flag: str, value: float, limit: float) -> None:
 def _above(flag: str, value: float, limit: float) -> None:
     if not limit < value < math.inf:
         raise ConfigError(f"{flag} is {value}; it must be finite, more than {limit}", field=flag)
+
+
+def _share(flag: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ConfigError(f"{flag} is {value}; it must be more than 0, at most 1", field=flag)
 
 
 def _between(flag: str, value: int, low: int, high: int) -> None:

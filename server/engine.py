@@ -20,15 +20,18 @@ from .execution.batch import StepResult, StepRow
 from .lives import Lives
 from .outbox import Outbox
 from .overlap import Airspace, Launched, is_over_at_once, must_land_first
+from .reuse import Reuse
 from .scheduling.commit import Awaited, advance, awaits, commit, settle
 from .scheduling.plan import plan_step
 from .scheduling.records import Outcome, StepPlan
 from .seam import (
+    AskResidency,
     AskStats,
     Cancel,
     Command,
     EngineStats,
     Forget,
+    Prefetch,
     Shutdown,
     StatsAnswer,
     Stop,
@@ -50,16 +53,25 @@ class Engine:
         self._residency, self._link, self._host_tier = parts.residency, parts.link, parts.host_tier
         self._runner, self._limits, self._gate = parts.runner, parts.limits, parts.gate
         self._clock, self._audits, self._overlaps = parts.clock, parts.audits, parts.overlaps
-        self._meter = parts.meter
+        self._meter, self._prefixes = parts.meter, parts.prefixes
         self.counters = Counters()
         self.stopping = False
         self._audited_s = -math.inf  # instant of the last audit
         self._airspace, self._outbox = Airspace(), Outbox(parts.end)
+        self._reuse = Reuse(parts)
         self._lives = Lives(
-            parts, airspace=self._airspace, counters=self.counters, outbox=self._outbox
+            parts,
+            airspace=self._airspace,
+            counters=self.counters,
+            outbox=self._outbox,
+            reuse=self._reuse,
         )
         self._news = AdapterNews(
-            parts, lives=self._lives, counters=self.counters, outbox=self._outbox
+            parts,
+            lives=self._lives,
+            counters=self.counters,
+            outbox=self._outbox,
+            reuse=self._reuse,
         )
 
     def run(self) -> None:
@@ -96,8 +108,10 @@ class Engine:
             broken=result.not_finite,
             awaited=awaited,
         )
+        self._reuse.reopen(plan)
         self._count(awaited)
         self._lives.tell(result)
+        self._reuse.landed(awaited, outcomes, result)
         self._publish(outcomes, result)
         self._meter.landed(self._clock.now_s())
         return self._patience_s(plan)
@@ -114,7 +128,9 @@ class Engine:
         rows = self._apply(plan, awaited)
         if rows:
             self._airspace.append(Launched(self._runner.launch(rows), awaited))
-        self._publish(advance(self._state, plan, awaited), StepResult({}))
+        ended = advance(self._state, plan, awaited)
+        self._reuse.reopen(plan)
+        self._publish(ended, StepResult({}))
         stays_up = bool(rows) and not is_over_at_once(awaited, self._state)
         has_landed |= self._await_steps(1 if stays_up else 0)
         return 0.0 if has_landed else self._patience_s(plan)
@@ -140,18 +156,21 @@ class Engine:
             broken=result.not_finite,
         )
         self._lives.tell(result)
+        self._reuse.landed(launched.awaited, outcomes, result)
         self._lives.let_go_of_released()
         self._publish(outcomes, result)
         self._meter.landed(self._clock.now_s())
 
     def _plan(self, now_s: float) -> StepPlan:
-        view = self._residency.view(self._gate.tokens_per_page)
+        view = self._residency.view(self._gate.tokens_per_page, self._prefixes)
         return plan_step(self._state, view, self._limits, now_s)
 
     def _apply(self, plan: StepPlan, awaited: Awaited) -> list[StepRow]:
+        self._prefixes.apply(plan)
         self._pool.apply(plan)
         self._residency.apply(plan)
         self._news.detach_departed()
+        self._news.look_ahead()
         self.counters.preemptions += len(plan.preemptions)
         self.counters.adapter_evictions += len(plan.evictions)
         self._meter.takes_off(awaited, self._state, plan.now_s)
@@ -179,6 +198,10 @@ class Engine:
                 self._lives.stop(request_id)
             case Forget(key=key):
                 self._news.forget(key)
+            case Prefetch():
+                self._news.prefetch(command, self._clock.now_s())
+            case AskResidency(query_id=query_id, keys=keys):
+                self._news.tell_residency(query_id, keys)
             case AskStats(query_id=query_id, pages=pages):
                 self._outbox.put(StatsAnswer(query_id, self.stats(pages=pages)))
             case Shutdown():
@@ -191,6 +214,7 @@ class Engine:
         """The pool's books, when nobody waits for the step; at every step when debugging."""
         if self._audits or (idle and now_s - self._audited_s >= AUDIT_EVERY_S):
             self._pool.audit()
+            self._prefixes.audit()
             self._audited_s = now_s
 
     def _count(self, awaited: Awaited) -> None:
@@ -220,6 +244,7 @@ class Engine:
             self._pool,
             self._residency,
             self._host_tier,
+            prefixes=self._prefixes,
             cost=self._meter.report(),
             pages=pages,
         )

@@ -18,6 +18,7 @@ from .execution.flight import Flight
 from .intake import Gate
 from .memory.link_records import Link
 from .memory.pool import Pool
+from .memory.prefix_cache import PrefixCache
 from .memory.residency import Residency
 from .scheduling.records import StepLimits
 from .scheduling.state import SchedulerState
@@ -41,6 +42,8 @@ class Runner(Protocol):
 class HostTier(HostTierView, Protocol):
     def forget(self, key: AdapterKey) -> None: ...
 
+    def contains(self, key: AdapterKey) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
@@ -49,6 +52,7 @@ class EngineParts:
     end: EngineEnd
     state: SchedulerState
     pool: Pool
+    prefixes: PrefixCache
     residency: Residency
     link: Link
     host_tier: HostTier
@@ -56,6 +60,8 @@ class EngineParts:
     limits: StepLimits
     gate: Gate
     clock: Clock
+    model: str = ""  # fingerprint of the weights: cached prompts are of this model
+    share_prefixes: bool = False  # between tenants
     audits: bool = False  # check the pool's books after every step, not only when idle
     overlaps: bool = False  # plan a step while the one before it runs
     meter: StepMeter = field(default_factory=StepMeter)  # what times steps; as it stands nothing

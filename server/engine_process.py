@@ -16,7 +16,7 @@ from pathlib import Path
 from ..adapters.host_tier import HostTier
 from .calibration import calibrated_fit
 from .clock import MonotonicClock
-from .config import SchedulingConfig, ServerConfig
+from .config import ServerConfig
 from .engine import Engine
 from .engine_parts import EngineParts
 from .errors import ConfigError, LorryError
@@ -26,7 +26,7 @@ from .execution.runner import Runner
 from .execution.start import load_runner
 from .intake import Gate
 from .memory.pool import Pool
-from .memory.residency import Residency
+from .memory_rooms import join_memory
 from .overlap import choose_overlap
 from .scheduling.policies import POLICIES
 from .scheduling.records import StepLimits
@@ -49,11 +49,11 @@ def run_engine(conn: Connection, config: ServerConfig) -> None:
         try:
             log = _open_step_log(config.cost.step_log, stack)
             runner = load_runner(config)
+            fit = calibrated_fit(runner, config, MonotonicClock())
+            engine = build_engine(PipeEnd(conn), runner, config, meter=StepMeter(fit, log=log))
         except LorryError as error:
             conn.send(StartFailed(error))
             return
-        fit = calibrated_fit(runner, config, MonotonicClock())
-        engine = build_engine(PipeEnd(conn), runner, config, meter=StepMeter(fit, log=log))
         conn.send(runner.info())
         _log.info("the engine is up in process %d", os.getpid())
         engine.run()
@@ -80,8 +80,18 @@ def build_engine(
     pool = Pool(info.num_pages, on_free=runner.poison if config.debug else _keep)
     if config.debug:
         runner.poison(range(info.num_pages))
-    host_tier = HostTier(config.memory.host_bytes)
-    link = meter.metered(PoolLink(host_tier, runner.pool_PE, end.wake))
+    host_tier = _make_host_tier(config.memory.host_bytes, runner)
+    link = PoolLink(host_tier, runner.pool_PE, end.wake, bytes_per_s=config.memory.link_bytes_per_s)
+    link = meter.metered(link)
+    rooms = join_memory(
+        pool,
+        link,
+        tokens_per_page=info.tokens_per_page,
+        max_slots=min(info.num_pages, MAX_SLOTS),
+        memory=config.memory,
+        cost=meter.model,
+        in_host=host_tier.contains,
+    )
     overlaps, why = choose_overlap(config.scheduling.overlap, device=info.device)
     _log.info("the loop %s: %s", "overlaps" if overlaps else "is plain", why)
     return Engine(
@@ -93,29 +103,45 @@ def build_engine(
                 policy=POLICIES[config.scheduling.policy],
             ),
             pool=pool,
-            residency=Residency(pool, link, max_slots=min(info.num_pages, MAX_SLOTS)),
+            prefixes=rooms.prefixes,
+            residency=rooms.residency,
             link=link,
             host_tier=host_tier,
             runner=runner,
-            limits=_step_limits(config.scheduling),
+            limits=_step_limits(config, info.num_pages),
             gate=_gate(info, config),
             clock=MonotonicClock(),
             audits=config.debug,
             overlaps=overlaps,
             meter=meter,
+            model=info.fingerprint,
+            share_prefixes=config.memory.share_prefixes,
         )
     )
+
+
+def _make_host_tier(host_bytes: int, runner: Runner) -> HostTier:
+    try:
+        return HostTier(host_bytes, like=runner.pool_PE)
+    except MemoryError as error:
+        raise ConfigError(
+            f"--host-bytes is {host_bytes}, and the system does not give that much: {error}",
+            field="--host-bytes",
+        ) from error
 
 
 def _keep(pages: list[int]) -> None:
     """Freed pages keep their bytes: whoever leases them next writes before reading."""
 
 
-def _step_limits(config: SchedulingConfig) -> StepLimits:
+def _step_limits(config: ServerConfig, num_pages: int) -> StepLimits:
+    memory, scheduling = config.memory, config.scheduling
     return StepLimits(
-        max_running=config.max_running,
-        max_step_tokens=config.max_step_tokens,
-        max_bypass_s=config.max_bypass_s,
+        max_running=scheduling.max_running,
+        max_step_tokens=scheduling.max_step_tokens,
+        max_bypass_s=scheduling.max_bypass_s,
+        adapter_share_pages=memory.adapter_share_pages(num_pages),
+        max_tenant_pages=memory.max_tenant_pages(num_pages),
     )
 
 
@@ -125,4 +151,6 @@ def _gate(info: EngineInfo, config: ServerConfig) -> Gate:
         tokens_per_page=info.tokens_per_page,
         max_model_len=info.max_model_len,
         max_rank=config.memory.max_rank,
+        adapter_share_pages=config.memory.adapter_share_pages(info.num_pages),
+        max_tenant_pages=config.memory.max_tenant_pages(info.num_pages),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..adapters.errors import AdapterTooLarge
 from ..adapters.key import AdapterCard
 from .errors import RequestTooLarge
-from .scheduling.plan import never_fits
+from .scheduling.fitting import never_fits
 from .scheduling.records import BASE_ID, Request
 from .seam import Submit
 
@@ -24,6 +24,14 @@ class Gate:
     tokens_per_page: int
     max_model_len: int  # tokens
     max_rank: int  # what the kernels' buffers of a step are made for
+    adapter_share_pages: int | None = None  # that adapters have to themselves; None: no such wall
+    max_tenant_pages: int | None = None  # that one tenant may hold; None: all
+
+    @property
+    def max_adapter_pages(self) -> int:
+        """No adapter of more pages could ever be in the pool."""
+        limits = (self.num_pages, self.adapter_share_pages, self.max_tenant_pages)
+        return min(limit for limit in limits if limit is not None)
 
 
 def as_request(submit: Submit, adapter_id: int, now_s: float) -> Request:
@@ -47,19 +55,29 @@ def as_request(submit: Submit, adapter_id: int, now_s: float) -> Request:
 
 def refusal(request: Request, card: AdapterCard | None, gate: Gate) -> Exception | None:
     """Why the request could never run here; None: it could."""
-    if card is not None and card.max_rank > gate.max_rank:
-        return AdapterTooLarge(
-            f"adapter {card.key.name!r} has rank {card.max_rank}; this server was started with "
-            f"--max-rank {gate.max_rank}",
-            field="adapter",
-            value=card.max_rank,
-            limit=gate.max_rank,
-            unit="ranks",
-        )
+    unfit = card and unfit_adapter(card, gate)
+    if unfit is not None:
+        return unfit
     reason = never_fits(
         request,
         num_pages=gate.num_pages,
         tokens_per_page=gate.tokens_per_page,
         max_model_len=gate.max_model_len,
+        adapter_share_pages=gate.adapter_share_pages,
+        max_tenant_pages=gate.max_tenant_pages,
     )
     return RequestTooLarge(reason, field="max_new_tokens") if reason else None
+
+
+def unfit_adapter(card: AdapterCard, gate: Gate) -> Exception | None:
+    """Why no request could run on it here, not for its tokens; None: one might."""
+    if card.max_rank <= gate.max_rank:
+        return None
+    return AdapterTooLarge(
+        f"adapter {card.key.name!r} has rank {card.max_rank}; this server was started with "
+        f"--max-rank {gate.max_rank}",
+        field="adapter",
+        value=card.max_rank,
+        limit=gate.max_rank,
+        unit="ranks",
+    )

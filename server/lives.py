@@ -15,6 +15,7 @@ from .intake import as_request, refusal
 from .memory.pool import KvOwner
 from .outbox import Outbox
 from .overlap import Airspace
+from .reuse import Reuse
 from .scheduling.records import BASE_ID, Ending, Outcome, Request
 from .scheduling.state import MAX_RETRY_S, MIN_RETRY_S
 from .scheduling.timings import timings
@@ -24,11 +25,18 @@ from .stats import Counters
 
 class Lives:
     def __init__(
-        self, parts: EngineParts, *, airspace: Airspace, counters: Counters, outbox: Outbox
+        self,
+        parts: EngineParts,
+        *,
+        airspace: Airspace,
+        counters: Counters,
+        outbox: Outbox,
+        reuse: Reuse,
     ) -> None:
         self._state, self._pool, self._residency = parts.state, parts.pool, parts.residency
         self._gate, self._clock = parts.gate, parts.clock
         self._airspace, self._counters, self._outbox = airspace, counters, outbox
+        self._reuse = reuse
 
     # The door
 
@@ -44,12 +52,15 @@ class Lives:
             return
         resident = card is None or self._residency.is_resident(adapter_id)
         try:
-            self._state.add(request, now_s, resident=resident)
+            row = self._state.add(request, now_s, resident=resident)
         except Overloaded as full:
             self.reject(submit.request_id, full)
             return
         if card is not None:
-            self._residency.use(adapter_id)
+            self._residency.use(adapter_id, now_s)
+            self._counters.requests_with_adapter += 1
+            self._counters.pool_hits += resident
+        self._reuse.open(row)
 
     # What steps bring
 
@@ -103,6 +114,7 @@ class Lives:
     def _end(self, row: int, ending: Ending) -> None:
         request = self._state.request(row)
         if ending is Ending.EXPIRED:
+            self._reuse.spoil(row)  # its pages went with the plan
             self.reject(request.request_id, self._expired(row))
         elif ending is Ending.ABORTED:
             self._counters.requests_aborted += 1
@@ -118,6 +130,7 @@ class Lives:
                     len(request.prompt_ids),
                     self._num_new_tokens(row),
                     timings(self._state, row),
+                    num_cached_tokens=int(self._state.num_cached_tokens[row]),
                 )
             )
         self._leave(row)
@@ -172,6 +185,7 @@ class Lives:
     def _let_go(self, row: int) -> None:
         """Pages, adapter and row go together."""
         adapter_id = self._state.request(row).adapter_id
+        self._reuse.let_go(row)
         self._pool.release(KvOwner(row))
         self._state.drop(row)
         if adapter_id != BASE_ID:

@@ -1,44 +1,48 @@
-"""A link whose loads teach the cost model: bytes, bytes ordered before, and seconds.
+"""A link whose loads teach the cost model: bytes, and seconds on the wire and on the disk.
 
-Owns what is on its way. The seconds are the link's own, from order to landing: an engine looks
-only between two steps, and would learn how long its steps are. Wraps the real link in
-engine_process.py; residency and engine see a `Link`.
+Owns what is on its way. The seconds are the link's own: an engine looks only between two steps,
+and would learn how long its steps are. Those of the wire begin when it was free for the load, so
+that no queue is in them; those of the disk are of loads whose image was not in host memory. Wraps
+the real link in engine_process.py; residency and engine see a `Link`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from ..adapters.key import AdapterCard
 from .memory.link_records import LayerLanded, Link, LinkEvent, Loaded, LoadOrder
 from .scheduling.cost_fit import CostFit
-
-
-class _Ordered(NamedTuple):
-    num_bytes: int
-    queued_bytes: int  # of loads that were on their way when it was ordered
 
 
 class MeteredLink:
     def __init__(self, link: Link, fit: CostFit) -> None:
         self._link, self._fit = link, fit
-        self._orders: dict[int, _Ordered] = {}
+        self._num_bytes: dict[int, int] = {}  # of the weights of each load under way
 
     def start(self, order: LoadOrder) -> None:
-        queued_bytes = sum(ordered.num_bytes for ordered in self._orders.values())
-        self._orders[order.load_id] = _Ordered(order.card.weight_bytes, queued_bytes)
+        self._num_bytes[order.load_id] = order.card.weight_bytes
         self._link.start(order)
+
+    def cancel(self, load_id: int) -> None:
+        self._link.cancel(load_id)
+
+    def want(self, cards: Sequence[AdapterCard]) -> None:
+        self._link.want(cards)
 
     def poll(self) -> Sequence[LinkEvent]:
         events = self._link.poll()
         for event in events:
             if isinstance(event, LayerLanded):
                 continue
-            ordered = self._orders.pop(event.load_id, None)  # None: the second end of one load
-            if ordered and isinstance(event, Loaded) and event.seconds > 0.0:
-                self._fit.load(ordered.num_bytes, event.seconds, queued_bytes=ordered.queued_bytes)
+            num_bytes = self._num_bytes.pop(event.load_id, 0)  # 0: the second end of one load
+            if num_bytes and isinstance(event, Loaded):
+                if event.wire_s > 0.0:
+                    self._fit.load(num_bytes, event.wire_s)
+                if event.disk_s > 0.0:
+                    self._fit.read(num_bytes, event.disk_s)
         return events
 
     def close(self) -> None:
-        self._orders.clear()
+        self._num_bytes.clear()
         self._link.close()

@@ -41,6 +41,11 @@ MEASURES = (
     Measure("lorry_pages_kv", "Pages that hold KV.", lambda s: s.pages_kv),
     Measure("lorry_pages_adapter", "Pages that hold adapters.", lambda s: s.pages_adapter),
     Measure(
+        "lorry_pages_cached",
+        "Pages of cached prefixes that no request holds.",
+        lambda s: s.memory.pages_cached,
+    ),
+    Measure(
         "lorry_adapters_resident",
         "Adapters whole in the pool.",
         lambda s: sum(not resident.loading for resident in s.residents),
@@ -51,6 +56,26 @@ MEASURES = (
         lambda s: sum(resident.loading for resident in s.residents),
     ),
     Measure("lorry_host_bytes", "Packed adapters in host memory, bytes.", lambda s: s.host_bytes),
+    Measure(
+        "lorry_host_capacity_bytes",
+        "Bytes that adapters in host memory may take.",
+        lambda s: s.memory.host_capacity_bytes,
+    ),
+    Measure(
+        "lorry_host_peak_bytes",
+        "Most bytes that adapters in host memory have taken.",
+        lambda s: s.memory.host_peak_bytes,
+    ),
+    Measure(
+        "lorry_host_hit_loads_total",
+        "Loads whose image was in host memory.",
+        lambda s: s.memory.host_hits,
+    ),
+    Measure(
+        "lorry_host_missed_loads_total",
+        "Loads whose image was read from disk.",
+        lambda s: s.memory.host_misses,
+    ),
     Measure("lorry_steps_total", "Steps of the engine.", lambda s: s.steps_total),
     Measure(
         "lorry_prefill_tokens_total", "Prompt tokens computed.", lambda s: s.tokens_prefill_total
@@ -94,6 +119,46 @@ MEASURES = (
         lambda s: s.adapter_evictions_total,
     ),
     Measure(
+        "lorry_adapter_requests_total",
+        "Requests that name an adapter.",
+        lambda s: s.memory.requests_with_adapter,
+    ),
+    Measure(
+        "lorry_adapter_hit_requests_total",
+        "Of those, the ones whose adapter was in the pool when they came.",
+        lambda s: s.memory.pool_hits,
+    ),
+    Measure(
+        "lorry_adapter_prefetch_loads_total",
+        "Adapters loaded although no request waited for them.",
+        lambda s: s.memory.prefetches,
+    ),
+    Measure(
+        "lorry_adapter_cancelled_loads_total",
+        "Loads given up because nobody needed them any more.",
+        lambda s: s.memory.loads_cancelled,
+    ),
+    Measure(
+        "lorry_prefix_lookup_tokens_total",
+        "Prompt tokens of requests that looked into the prefix cache.",
+        lambda s: s.memory.prefix_lookup_tokens,
+    ),
+    Measure(
+        "lorry_prefix_hit_tokens_total",
+        "Prompt tokens that were found there and not computed again.",
+        lambda s: s.memory.prefix_hit_tokens,
+    ),
+    Measure(
+        "lorry_prefix_evicted_pages_total",
+        "Pages of cached prefixes that went for something else.",
+        lambda s: s.memory.prefix_evictions,
+    ),
+    Measure(
+        "lorry_preempted_tokens_kept_total",
+        "Tokens of preempted requests that stayed in the prefix cache.",
+        lambda s: s.memory.preempted_tokens_kept,
+    ),
+    Measure(
         "lorry_cost_model_r2",
         "Share of the variance of the last steps' seconds that was foretold; NaN: too few steps.",
         lambda s: s.cost.r2,
@@ -124,6 +189,7 @@ class EngineCollector(Collector):
             "lorry_engine_restarts_total", "Times the engine was restarted.", front.engine_restarts
         )
         stats = self._stats()
+        yield _economy(stats)
         if stats is not None:
             for measure in MEASURES:
                 yield _family(measure.name, measure.help, measure.read(stats))
@@ -175,3 +241,16 @@ def _family(name: str, help_text: str, value: float) -> Any:
     if name.endswith("_total"):
         return CounterMetricFamily(name, help_text, value=value)
     return GaugeMetricFamily(name, help_text, value=value)
+
+
+def _economy(stats: EngineStats | None) -> Any:
+    """One gauge; its labels are bounded: one policy a server, a handful of parameters."""
+    family = GaugeMetricFamily(
+        "lorry_economy_parameter",
+        "Parameters of the order in which idle adapters and prefixes go, by name with the unit.",
+        labels=("eviction", "param"),
+    )
+    if stats is not None:
+        for param, value in stats.memory.params:
+            family.add_metric((stats.memory.eviction, param), value)
+    return family

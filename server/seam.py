@@ -69,7 +69,24 @@ class Shutdown:
     """Stop once this is read; open requests are answered with Draining."""
 
 
-Command = Submit | Cancel | Stop | Forget | AskStats | Shutdown
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Bring an adapter nearer, although nobody asks for it yet; answered by `ResidencyAnswer`."""
+
+    query_id: int
+    card: AdapterCard
+    to_pool: bool  # False: into host memory
+    # True: from now on it stays in the pool; False: no longer, and nothing moves; None: as it was
+    pinned: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskResidency:
+    query_id: int
+    keys: tuple[AdapterKey, ...]
+
+
+Command = Submit | Cancel | Stop | Forget | AskStats | Prefetch | AskResidency | Shutdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,7 @@ class Finish:
     num_prompt_tokens: int
     num_new_tokens: int
     timings: RowTimings
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +149,49 @@ class ResidentStats:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterResidency:
+    """Where an adapter is, and how its requests have met it since the engine started."""
+
+    key: AdapterKey
+    place: str  # disk, host, loading, pool
+    pinned: bool
+    num_pages: int  # held in the pool
+    num_users: int  # requests that name it, waiting or running
+    num_requests: int  # since the engine started, as the three below
+    num_pool_hits: int  # of those requests: it was in the pool when they came
+    num_loads: int  # into the pool
+    num_reads: int  # of those loads: the image was read from disk
+    load_s: float  # mean time of those loads, from order to resident; nan: none
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """What memory has done since the engine started, and the economy it does it by."""
+
+    eviction: str = "economy"  # economy, lru, split
+    params: tuple[tuple[str, float], ...] = ()  # the economy's, by name with their unit
+    pages_cached: int = 0  # prefixes nobody holds; not among the kv pages
+    prefix_lookup_tokens: int = 0  # of prompts of requests that could have used the cache
+    prefix_hit_tokens: int = 0  # of those, not computed again
+    prefix_evictions: int = 0  # pages
+    preempted_tokens_kept: int = 0  # of preempted requests, that stayed in the cache
+    host_capacity_bytes: int = 0
+    host_peak_bytes: int = 0
+    host_hits: int = 0
+    host_misses: int = 0
+    prefetches: int = 0  # loads that no request waited for
+    loads_cancelled: int = 0
+    requests_with_adapter: int = 0
+    pool_hits: int = 0  # of those: the adapter was in the pool when the request came
+    tenant_pages: tuple[tuple[str, int], ...] = ()  # pages held, by tenant
+
+
+NO_MEMORY_STATS = MemoryStats()
+
+
+@dataclass(frozen=True, slots=True)
 class PageRunStats:
-    kind: str  # free, kv, adapter
+    kind: str  # free, kv, adapter, cached
     count: int
     owner: str
     tenant: str = ""  # of the owner
@@ -160,6 +219,7 @@ class EngineStats:
     residents: tuple[ResidentStats, ...]
     page_runs: tuple[PageRunStats, ...]  # empty unless asked for
     cost: CostReport = NO_REPORT  # of steps and loads
+    memory: MemoryStats = NO_MEMORY_STATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +228,15 @@ class StatsAnswer:
     stats: EngineStats
 
 
-Event = Progress | PromptLogprobs | Finish | Reject | Released | StatsAnswer
+@dataclass(frozen=True, slots=True)
+class ResidencyAnswer:
+    """To `AskResidency`: one for each key, in their order. To `Prefetch`: one."""
+
+    query_id: int
+    adapters: tuple[AdapterResidency, ...]
+
+
+Event = Progress | PromptLogprobs | Finish | Reject | Released | StatsAnswer | ResidencyAnswer
 
 
 @dataclass(frozen=True, slots=True)

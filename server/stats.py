@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..adapters.host_tier import HostTierStats
-from .memory.pool import AdapterOwner, KvOwner, Owner, Pool
+from .memory.pool import AdapterOwner, CacheOwner, KvOwner, Owner, Pool
+from .memory.prefix_cache import PrefixCache, PrefixStats
 from .memory.residency import Residency
 from .scheduling.cost_model import CostReport
 from .scheduling.state import SchedulerState
-from .seam import EngineStats, PageRunStats, ResidentStats
+from .seam import EngineStats, MemoryStats, PageRunStats, ResidentStats
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class Counters:
     preemptions: int = 0
     adapter_loads: int = 0
     adapter_evictions: int = 0
+    requests_with_adapter: int = 0
+    pool_hits: int = 0  # of those: the adapter was in the pool when the request came
 
 
 class HostTierView(Protocol):
@@ -44,11 +47,12 @@ def engine_stats(
     residency: Residency,
     host_tier: HostTierView,
     *,
+    prefixes: PrefixCache,
     cost: CostReport,
     pages: bool,
 ) -> EngineStats:
     """`pages`: also the owner of every page."""
-    held = pool.stats()
+    held, host = pool.stats(), host_tier.stats()
     return EngineStats(
         num_running=state.num_running,
         num_waiting=state.num_waiting,
@@ -66,21 +70,64 @@ def engine_stats(
         preemptions_total=counters.preemptions,
         adapter_loads_total=counters.adapter_loads,
         adapter_evictions_total=counters.adapter_evictions,
-        host_bytes=host_tier.stats().bytes,
+        host_bytes=host.bytes,
         residents=tuple(
             ResidentStats(item.key, item.num_pages, item.loading, item.num_users)
             for item in residency.stats()
         ),
         page_runs=_page_runs(state, pool, residency) if pages else (),
         cost=cost,
+        memory=_memory_stats(
+            counters, prefixes.stats(), residency, host, _tenant_pages(state, pool, residency)
+        ),
     )
 
 
+def _memory_stats(
+    counters: Counters,
+    prefixes: PrefixStats,
+    residency: Residency,
+    host: HostTierStats,
+    held_pages: dict[str, int],
+) -> MemoryStats:
+    for tenant, pages in prefixes.tenants:
+        held_pages[tenant] = held_pages.get(tenant, 0) + pages.idle
+    return MemoryStats(
+        eviction=residency.economy.name,
+        params=residency.economy.params(),
+        pages_cached=prefixes.num_idle,
+        prefix_lookup_tokens=prefixes.lookup_tokens,
+        prefix_hit_tokens=prefixes.hit_tokens,
+        prefix_evictions=prefixes.num_evictions,
+        preempted_tokens_kept=prefixes.kept_tokens,
+        host_capacity_bytes=host.capacity_bytes,
+        host_peak_bytes=host.peak_bytes,
+        host_hits=host.hits,
+        host_misses=host.misses,
+        prefetches=residency.num_prefetches,
+        loads_cancelled=residency.num_cancelled,
+        requests_with_adapter=counters.requests_with_adapter,
+        pool_hits=counters.pool_hits,
+        tenant_pages=tuple(sorted(held_pages.items())),
+    )
+
+
+def _tenant_pages(state: SchedulerState, pool: Pool, residency: Residency) -> dict[str, int]:
+    """Of requests, a shared page counted once a tenant, and of adapters, in use or idle."""
+    held: dict[str, set[int]] = {}
+    for row in state.holding_rows().tolist():
+        held.setdefault(state.request(row).tenant, set()).update(pool.kv_pages(row))
+    num_pages = {tenant: len(pages) for tenant, pages in held.items()}
+    for item in residency.stats():
+        num_pages[item.key.tenant] = num_pages.get(item.key.tenant, 0) + item.num_pages
+    return num_pages
+
+
 def _page_runs(state: SchedulerState, pool: Pool, residency: Residency) -> tuple[PageRunStats, ...]:
-    def named(owner: Owner | None) -> tuple[str, str]:
+    def named(owner: Owner | CacheOwner | None) -> tuple[str, str]:
         """What the owner is called, and by which tenant."""
         match owner:
-            case None:
+            case None | CacheOwner():
                 return "", ""
             case KvOwner(row=row):
                 request = state.request(row)

@@ -17,7 +17,7 @@ from .memory.link_records import Link
 from .metered_link import MeteredLink
 from .scheduling.commit import Awaited
 from .scheduling.cost_fit import CostFit
-from .scheduling.cost_model import NO_REPORT, CostReport
+from .scheduling.cost_model import NO_MODEL, NO_REPORT, CostModel, CostReport
 from .scheduling.records import BASE_ID
 from .scheduling.state import SchedulerState
 from .scheduling.step_work import StepWork, measure_work
@@ -76,6 +76,9 @@ class StepMeter:
     def metered(self, link: Link) -> Link:
         """The link, teaching the same fit; as it is without one."""
         return link if self._fit is None else MeteredLink(link, self._fit)
+
+    def model(self) -> CostModel:
+        return NO_MODEL if self._fit is None else self._fit.model()
 
     def report(self) -> CostReport:
         return NO_REPORT if self._fit is None else self._fit.report()

@@ -8,21 +8,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorry.adapters.key import AdapterCard
+from lorry.server.config import MemoryConfig
 from lorry.server.engine import Engine
 from lorry.server.engine_parts import EngineParts
 from lorry.server.intake import Gate
 from lorry.server.memory.pool import Pool
-from lorry.server.memory.residency import Residency
+from lorry.server.memory_rooms import join_memory
+from lorry.server.scheduling.cost_model import NO_MODEL, CostModel
 from lorry.server.scheduling.policies import FCFS, Policy
 from lorry.server.scheduling.records import StepLimits
 from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 from lorry.server.scheduling.state import SchedulerState
 from lorry.server.seam import (
+    AdapterResidency,
     Finish,
     Progress,
     PromptLogprobs,
     Reject,
     Released,
+    ResidencyAnswer,
     StatsAnswer,
     Submit,
 )
@@ -31,6 +35,8 @@ from lorry.server.step_meter import StepMeter
 from lorry.tests.fakes import FakeClock, FakeHostTier, FakeLink, FakePages, FakeRunner
 
 PROMPT = (5, 6, 7)
+MEMORY = MemoryConfig(prefetch=False)  # loads are those that a test asks for
+NO_CACHE = MemoryConfig(prefetch=False, prefix_cache=False)
 
 
 def submit(request_id: int, card: AdapterCard | None = None, **overrides: Any) -> Submit:
@@ -68,8 +74,14 @@ class Bench:
     ended: dict[int, Finish | Exception] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
     stats: list[Any] = field(default_factory=list)
+    residency: list[AdapterResidency] = field(default_factory=list[AdapterResidency])
     # What each request heard, in its order and without instants, for comparisons of two loops.
     heard: dict[int, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def num_available(self) -> int:
+        """Pages that are free, or cached for nobody."""
+        return self.pool.num_free + self.pool.stats().num_cached
 
     def tell(self, *commands: Any) -> None:
         for command in commands:
@@ -116,6 +128,8 @@ class Bench:
                         self.released.append(event.key.name)
                     case StatsAnswer():
                         self.stats.append(event.stats)
+                    case ResidencyAnswer():
+                        self.residency += event.adapters
 
     def _note(self, request_id: int, *said: Any) -> None:
         assert request_id not in self.ended, f"{request_id} goes on after its end"
@@ -134,17 +148,33 @@ def make_bench(
     runner_kind: type[FakeRunner] = FakeRunner,
     policy: Policy = FCFS,
     meter: StepMeter | None = None,
+    memory: MemoryConfig = MEMORY,
+    cost: CostModel = NO_MODEL,
 ) -> Bench:
+    shares: dict[str, Any] = {
+        "max_tenant_pages": memory.max_tenant_pages(num_pages),
+        "adapter_share_pages": memory.adapter_share_pages(num_pages),
+    }
     end, clock, pages = LocalEnd(), FakeClock(), FakePages()
     runner = runner_kind(pages, tokens_per_page=4)
     link = FakeLink(pages, instant=instant)
     host_tier, pool = FakeHostTier(), Pool(num_pages, on_free=pages.poison)
+    rooms = join_memory(
+        pool,
+        link,
+        tokens_per_page=4,
+        max_slots=num_pages,
+        memory=memory,
+        cost=lambda: cost,
+        in_host=host_tier.contains,
+    )
     engine = Engine(
         EngineParts(
             end=end,
             state=SchedulerState(max_running, max_waiting, policy=policy),
             pool=pool,
-            residency=Residency(pool, link, max_slots=num_pages),
+            prefixes=rooms.prefixes,
+            residency=rooms.residency,
             link=link,
             host_tier=host_tier,
             runner=runner,
@@ -152,12 +182,15 @@ def make_bench(
                 max_running=max_running,
                 max_step_tokens=max_step_tokens,
                 max_prompt_logits=max_prompt_logits,
+                **shares,
             ),
-            gate=Gate(num_pages=num_pages, tokens_per_page=4, max_model_len=256, max_rank=256),
+            gate=Gate(num_pages, 4, 256, 256, **shares),
             clock=clock,
             audits=True,
             overlaps=overlaps,
             meter=meter or StepMeter(),
+            model="fake",
+            share_prefixes=memory.share_prefixes,
         )
     )
     return Bench(engine, end, pool, runner, link, clock, host_tier)

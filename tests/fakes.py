@@ -7,8 +7,10 @@ writes adapters into it, the runner reads them and keeps its KV there, so a wron
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from zlib import crc32
 
@@ -48,7 +50,7 @@ class FakePages:
 
     def expect_unused(self, pages: Sequence[int]) -> None:
         for flight in self.flights:
-            used = flight.owners.keys() & set(pages)
+            used = flight.users.keys() & set(pages)
             assert not used, f"pages {sorted(used)} are taken from a step on its way"
 
     def write_image(self, key: AdapterKey, pages: Sequence[int]) -> None:
@@ -87,15 +89,20 @@ def fake_logprobs(adapter: str, tokens: Sequence[int], token: int, num_top: int)
 class FakeFlight:
     """A step that is computed as late as can be: when somebody waits for it.
 
-    So whatever was taken from it too early is gone by then. `owners`: who uses each page.
+    So whatever was taken from it too early is gone by then. `users`: who uses each page; rows
+    share what none of them writes.
     """
 
     def __init__(self, runner: FakeRunner, rows: list[StepRow]) -> None:
         self._runner, self._rows = runner, rows
         self._result: StepResult | None = None
         self.slots = {row.adapter_slot for row in rows} - {-1}
-        self.owners: dict[int, object] = {page: row for row in rows for page in row.pages}
-        self.owners |= {page: slot for slot in self.slots for page in runner.attached[slot]}
+        self.users: dict[int, list[StepRow | int]] = {}
+        for row in rows:
+            for page in row.pages:
+                self.users.setdefault(page, []).append(row)
+        for slot in self.slots:
+            self.users |= {page: [slot] for page in runner.attached[slot]}
 
     def wait(self) -> StepResult:
         if self._result is None:
@@ -107,15 +114,18 @@ class FakeFlight:
 
     def clashes(self, later: FakeFlight) -> Iterator[int]:
         """Pages that change hands from this step to one launched while it is on its way."""
-        for page in self.owners.keys() & later.owners.keys():
-            mine, other = self.owners[page], later.owners[page]
-            if isinstance(mine, StepRow) and isinstance(other, StepRow):
-                # A request's own list says whose a row is: rows are given again.
-                same = mine.row == other.row and mine.known_ids is other.known_ids
-            else:
-                same = mine == other
-            if not same:
+        for page in self.users.keys() & later.users.keys():
+            pairs = product(self.users[page], later.users[page])
+            if not all(self._may_follow(mine, other, page) for mine, other in pairs):
                 yield page
+
+    def _may_follow(self, mine: StepRow | int, other: StepRow | int, page: int) -> bool:
+        if not (isinstance(mine, StepRow) and isinstance(other, StepRow)):
+            return mine == other
+        # A request's own list says whose a row is: rows are given again.
+        same = mine.row == other.row and mine.known_ids is other.known_ids
+        written = (self._runner.pages_written(row) for row in (mine, other))
+        return same or all(page not in pages for pages in written)
 
 
 class FakeRunner:
@@ -156,6 +166,7 @@ class FakeRunner:
 
     def run(self, rows: Sequence[StepRow]) -> StepResult:
         self.steps.append(list(rows))
+        self._expect_no_shared_writes(rows)
         # Everyone writes before anyone reads, as a layer of the real one does.
         for row in rows:
             self._write(row)
@@ -168,6 +179,16 @@ class FakeRunner:
         }
         told = tuple(self._tell(row) for row in rows if row.tell)
         return StepResult(tokens, logprobs=logprobs, told=told)
+
+    def pages_written(self, row: StepRow) -> Sequence[int]:
+        first, last = row.start, row.start + row.num_tokens - 1
+        return row.pages[first // self.tokens_per_page : last // self.tokens_per_page + 1]
+
+    def _expect_no_shared_writes(self, rows: Sequence[StepRow]) -> None:
+        num_users = Counter(page for row in rows for page in row.pages)
+        for row in rows:
+            shared = [page for page in self.pages_written(row) if num_users[page] > 1]
+            assert not shared, f"row {row.row} writes pages {shared}, which others read"
 
     def _tell(self, row: StepRow) -> ToldPrompt:
         adapter, tokens = self._read(row)
@@ -226,8 +247,10 @@ class FakeLink:
         self.started: list[LoadOrder] = []
         self.orders: dict[int, LoadOrder] = {}  # under way, by load_id
         self._pages = pages or FakePages()
+        self.cancelled: list[int] = []  # load ids; a test lands or fails them all the same
+        self.wanted: tuple[AdapterCard, ...] = ()
         self._layers: dict[int, int] = {}
-        self._events: list[LinkEvent] = []
+        self.events: list[LinkEvent] = []
 
     def start(self, order: LoadOrder) -> None:
         self.started.append(order)
@@ -237,22 +260,28 @@ class FakeLink:
             self.finish(order.load_id)
 
     def poll(self) -> list[LinkEvent]:
-        events, self._events = self._events, []
+        events, self.events = self.events, []
         return events
 
     def close(self) -> None:
         self.orders.clear()
+
+    def cancel(self, load_id: int) -> None:
+        self.cancelled.append(load_id)
+
+    def want(self, cards: Sequence[AdapterCard]) -> None:
+        self.wanted = tuple(cards)
 
     def land_layer(self, load_id: int) -> bool:
         """False: that was the last one, the load is over."""
         layer = self._layers[load_id]
         if layer < NUM_LAYERS:
             self._layers[load_id] += 1
-            self._events.append(LayerLanded(load_id, layer))
+            self.events.append(LayerLanded(load_id, layer))
             return True
         order = self.orders.pop(load_id)
         self._pages.write_image(order.card.key, order.pages)
-        self._events.append(Loaded(load_id, make_layout(order.card.num_pages)))
+        self.events.append(Loaded(load_id, make_layout(order.card.num_pages)))
         return False
 
     def finish(self, load_id: int) -> None:
@@ -261,17 +290,21 @@ class FakeLink:
 
     def fail(self, load_id: int) -> None:
         name = self.orders.pop(load_id).card.key.name
-        self._events.append(LoadFailed(load_id, AdapterLoadFailed(f"no {name}", name=name)))
+        self.events.append(LoadFailed(load_id, AdapterLoadFailed(f"no {name}", name=name)))
 
 
 class FakeHostTier:
-    """Holds nothing; remembers who was forgotten."""
+    """Holds what a test says; remembers who was forgotten."""
 
     def __init__(self) -> None:
         self.forgotten: list[AdapterKey] = []
+        self.held: set[AdapterKey] = set()
 
     def forget(self, key: AdapterKey) -> None:
         self.forgotten.append(key)
+
+    def contains(self, key: AdapterKey) -> bool:
+        return key in self.held
 
     def stats(self) -> HostTierStats:
         return HostTierStats(bytes=0, capacity_bytes=0, items=0, hits=0, misses=0)

@@ -25,10 +25,20 @@ TEXT = "Grüße 🚚"
 
 FINAL = pb.Final(
     reason=pb.FINISH_REASON_LENGTH,
-    usage=pb.Usage(prompt_tokens=7, completion_tokens=4, preemptions=1),
+    usage=pb.Usage(prompt_tokens=7, completion_tokens=4, preemptions=1, cached_tokens=5),
     timing=pb.Timing(queue_s=0.5, load_s=0.25, prefill_s=0.125, ttft_s=0.75, tpot_s=0.0625),
     seed=2**63 + 1,
     adapter_version=3,
+)
+
+
+RESIDENCY = pb.Residency(
+    place=pb.PLACE_POOL,
+    pinned=True,
+    requests_total=8,
+    pool_hits_total=6,
+    loads_total=2,
+    load_s=0.125,
 )
 
 
@@ -103,6 +113,7 @@ class Recorder:
     chunk_sizes: list[list[int]] = field(default_factory=list)
     lists: list[pb.ListAdaptersRequest] = field(default_factory=list)
     stats: list[pb.GetStatsRequest] = field(default_factory=list)
+    prefetches: list[pb.PrefetchRequest] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -188,7 +199,7 @@ class FakeAdapters(pb_grpc.AdaptersServicer):
     def Get(self, request: pb.GetAdapterRequest, context: grpc.ServicerContext) -> pb.Adapter:
         if request.name not in self.names:
             context.abort_with_status(not_found(request.name))
-        return make_adapter(request.name)
+        return make_adapter(request.name, residency=RESIDENCY)
 
     def List(
         self, request: pb.ListAdaptersRequest, context: grpc.ServicerContext
@@ -196,7 +207,7 @@ class FakeAdapters(pb_grpc.AdaptersServicer):
         self.heard.lists.append(request)
         names = [name for name in self.names if name.startswith(request.prefix)]
         begin = int(request.page_token or 0)
-        page = [make_adapter(name) for name in names[begin : begin + 2]]
+        page = [make_adapter(name, residency=RESIDENCY) for name in names[begin : begin + 2]]
         more = str(begin + 2) if begin + 2 < len(names) else ""
         return pb.ListAdaptersResponse(adapters=page, next_page_token=more, total=len(names))
 
@@ -207,18 +218,61 @@ class FakeAdapters(pb_grpc.AdaptersServicer):
             context.abort_with_status(not_found(request.name))
         return pb.DeleteAdapterResponse(version=4)
 
+    def Prefetch(self, request: pb.PrefetchRequest, context: grpc.ServicerContext) -> pb.Adapter:
+        self.heard.prefetches.append(request)
+        if request.name not in self.names:
+            context.abort_with_status(not_found(request.name))
+        place = pb.PLACE_HOST if request.tier == pb.TIER_HOST else pb.PLACE_LOADING
+        return make_adapter(request.name, residency=pb.Residency(place=place, pinned=request.pin))
+
+
+MEMORY = pb.Memory(
+    eviction="economy",
+    params=[pb.EconomyParam(name="span_turnovers", value=4)],
+    pages_cached=17,
+    prefix_lookup_tokens_total=200,
+    prefix_hit_tokens_total=130,
+    prefix_evictions_total=3,
+    preempted_tokens_kept_total=4,
+    host_capacity_bytes=4 << 20,
+    host_peak_bytes=3 << 20,
+    host_hits_total=1,
+    host_misses_total=7,
+    prefetches_total=5,
+    loads_cancelled_total=6,
+    requests_with_adapter_total=8,
+    pool_hits_total=6,
+)
+
 
 class FakeEngine(pb_grpc.EngineServicer):
     def __init__(self, heard: Recorder) -> None:
         self.heard = heard
 
     def GetInfo(self, request: pb.GetInfoRequest, context: grpc.ServicerContext) -> pb.Info:
-        return pb.Info(version="9.9", model="tiny", num_pages=64, page_bytes=1 << 20)
+        shapes = [("layers.0.q", 64, 512), ("layers.0.v", 64, 64), ("head", 64, 999)]
+        return pb.Info(
+            version="9.9",
+            model="tiny",
+            dtype="float32",
+            num_pages=64,
+            page_bytes=1 << 20,
+            tokens_per_page=16,
+            vocab_size=999,
+            site_shapes=[pb.SiteShape(name=n, in_width=i, out_width=o) for n, i, o in shapes],
+            prefix_cache=True,
+        )
 
     def GetStats(self, request: pb.GetStatsRequest, context: grpc.ServicerContext) -> pb.Stats:
         self.heard.stats.append(request)
         resident = pb.ResidentAdapter(name="[upper]", version=1, num_pages=5, loading=True)
-        return pb.Stats(pages_free=59, residents=[resident], tokens_decode_total=2**40)
+        return pb.Stats(
+            pages_free=59,
+            residents=[resident],
+            tokens_decode_total=2**40,
+            host_bytes=1 << 20,
+            memory=MEMORY,
+        )
 
 
 class FakeServer:

@@ -7,6 +7,7 @@ and speaks the worker's messages. Neither knows a model or a file.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import queue
 import socket
@@ -34,6 +35,9 @@ from lorry.server.rpc.text import Text
 from lorry.server.scheduling.cost_model import NO_REPORT
 from lorry.server.scheduling.records import RowTimings
 from lorry.server.seam import (
+    NO_MEMORY_STATS,
+    AdapterResidency,
+    AskResidency,
     AskStats,
     EngineInfo,
     EngineStats,
@@ -41,9 +45,11 @@ from lorry.server.seam import (
     Finish,
     Forget,
     PageRunStats,
+    Prefetch,
     Progress,
     Released,
     Report,
+    ResidencyAnswer,
     ResidentStats,
     Shutdown,
     StatsAnswer,
@@ -134,8 +140,15 @@ def make_card(name: str = "upper", version: int = 1) -> AdapterCard:
 
 def make_stats(**overrides: Any) -> EngineStats:
     values: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
-    values |= {"residents": (), "page_runs": (), "cost": NO_REPORT}
+    values |= {"residents": (), "page_runs": (), "cost": NO_REPORT, "memory": NO_MEMORY_STATS}
     return EngineStats(**(values | overrides))
+
+
+def make_residency(key: AdapterKey | None = None, **overrides: Any) -> AdapterResidency:
+    """On disk, and nobody has asked for it."""
+    values: dict[str, Any] = dict.fromkeys(AdapterResidency.__dataclass_fields__, 0)
+    values |= {"key": key or make_card().key, "place": "disk", "pinned": False, "load_s": math.nan}
+    return AdapterResidency(**(values | overrides))
 
 
 def make_config(**service: Any) -> ServerConfig:
@@ -170,6 +183,8 @@ class FakeEngine:
         self.stats = stats or make_stats(pages_total=32, residents=(resident,))
         self.page_runs = (PageRunStats("kv", 2, "7"), PageRunStats("free", 30, ""))
         self.releases = True  # whether a Forget is answered at once
+        self.places: dict[AdapterKey, AdapterResidency] = {}  # else on disk
+        self.tells_places = True  # whether questions for them are answered at all
         self.commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._conn.send(info or make_info())
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -213,8 +228,21 @@ class FakeEngine:
             case AskStats(query_id, pages):
                 stats = replace(self.stats, page_runs=self.page_runs if pages else ())
                 self.say(StatsAnswer(query_id, stats))
+            case AskResidency(query_id, keys) if self.tells_places:
+                found = tuple(self.places.get(key) or make_residency(key) for key in keys)
+                self.say(ResidencyAnswer(query_id, found))
+            case Prefetch(query_id, card) if self.tells_places:
+                self.places[card.key] = self._prefetched(command)
+                self.say(ResidencyAnswer(query_id, (self.places[card.key],)))
             case _:
                 pass
+
+    def _prefetched(self, command: Prefetch) -> AdapterResidency:
+        old = self.places.get(command.card.key) or make_residency(command.card.key)
+        pinned = old.pinned if command.pinned is None else command.pinned
+        if command.pinned is False:
+            return replace(old, pinned=False)
+        return replace(old, place="loading" if command.to_pool else "host", pinned=pinned)
 
 
 def make_finish(submit: Submit, num_new_tokens: int) -> Finish:
@@ -224,6 +252,7 @@ def make_finish(submit: Submit, num_new_tokens: int) -> Finish:
         len(submit.prompt_ids),
         num_new_tokens,
         RowTimings(queue_s=0.5, load_s=0.25, prefill_s=0.125, decode_s=3.0, num_preemptions=2),
+        num_cached_tokens=1,
     )
 
 

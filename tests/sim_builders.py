@@ -74,3 +74,21 @@ def draw_workload(seed: int, *, num_requests: int, rate_per_s: float) -> Workloa
         num_new = rng.choice((1, 2, 3, 5, 30, 60))
         requests.append(make_wish(at_s, rng.randint(1, 50), num_new, adapter=adapter))
     return make_workload(*requests, ranks=ranks)
+
+
+def draw_talks(seed: int, *, num_requests: int, rate_per_s: float) -> Workload:
+    """Adapters with a system prompt each; half of the requests go on from an earlier prompt."""
+    rng = random.Random(seed)
+    ranks = tuple(rng.choice((1, 4, 8, 16)) for _ in range(6))
+    at_s, requests = 0.0, list[WorkloadRequest]()
+    for number in range(num_requests):
+        at_s += rng.expovariate(rate_per_s)
+        adapter = int(6 * rng.random() ** 2)
+        before = [one for one in requests if one.adapter == f"a{adapter}"]
+        said = (Piece(1000 + adapter, 13),)
+        if before and rng.random() < 0.5:
+            said = rng.choice(before).prompt[:4]
+        prompt = (*said, Piece(number, rng.randint(1, 20)))
+        num_new = rng.choice((1, 2, 5, 30))
+        requests.append(WorkloadRequest(at_s, f"a{adapter}", prompt, num_new))
+    return make_workload(*requests, ranks=ranks)

@@ -17,6 +17,7 @@ from lorry.bench.sim.versus import POLICIES, LiveCell, LiveRuns
 from lorry.bench.slo.lag import LagReport
 from lorry.bench.slo.stamps import Outcome, RequestStamps, Run
 from lorry.bench.workload.records import Workload
+from lorry.server.memory_rooms import NOTHING_KEPT
 from lorry.server.scheduling.cost_fit import CostFit
 from lorry.server.scheduling.policies import POLICIES as BY_NAME
 from lorry.server.step_meter import MeteredStep, StepMeter
@@ -46,8 +47,8 @@ def metered_run(
     book = StampBook(
         workload, reply_s=profile.value("reply_s"), timeout_s=math.inf, all_pieces=True
     )
-    door = Door(workload, profile, timeout_s=math.inf)
-    parts = build_parts(profile, BY_NAME[policy], door, book)
+    door = Door(workload, profile, timeout_s=math.inf, real_prompts=False)
+    parts = build_parts(profile, BY_NAME[policy], door, book, memory=NOTHING_KEPT)
     meter = StepMeter(CostFit(), log=steps.append)
     replica = Replica(replace(parts, engine=replace(parts.engine, meter=meter)), book, leaps=False)
     for index in range(len(workload.requests)):

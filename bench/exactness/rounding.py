@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...adapters.host_tier import HostTier
 from ...adapters.image_file import HostImage, read_image
 from ...server.execution.batch import StepBuffers, StepCapacity, StepRow, build_batch
 from ...server.execution.paged_model import PagedModel
@@ -99,8 +98,7 @@ def measure_rounding(
     peft = [_at_ends(low.logits(name, ids)) for name, ids in asked]
     whole_PV = torch.cat(exact)
     logit_range = float(whole_PV.max() - whole_PV.min())
-    host_tier = HostTier(1 << 24, read=read)
-    images = {name: host_tier.fetch(card) for name, card in world.cards.items()}
+    images = {name: read(card.image_path) for name, card in world.cards.items()}
     ours_P, peft_P = (
         (torch.cat(found) - whole_PV).square().mean(dim=1).sqrt() / logit_range
         for found in (_over_pages(world, asked, images), peft)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from ...adapters.host_tier import HostTier
 from ...adapters.image import ImageLayout
+from ...server.config import MemoryConfig
 from ...server.engine import Engine
 from ...server.engine_parts import EngineParts
 from ...server.execution.batch import StepCapacity, StepResult, StepRow
@@ -24,7 +25,7 @@ from ...server.execution.recorder import CudaRecorder, Reads, Recorder, Replay
 from ...server.execution.runner import Runner
 from ...server.intake import Gate
 from ...server.memory.pool import Pool
-from ...server.memory.residency import Residency
+from ...server.memory_rooms import join_memory
 from ...server.scheduling.records import StepLimits
 from ...server.scheduling.sampling import SamplingParams
 from ...server.scheduling.state import SchedulerState
@@ -196,12 +197,20 @@ def serve(world: CaseWorld, setting: Setting) -> Served:
     host_tier = HostTier(HOST_BYTES)
     link = PacedLink(host_tier, runner.pool_PE, random.Random(0), max_polls=3, fail_share=0.0)
     pool = Pool(num_pages) if setting.as_served else Pool(num_pages, on_free=runner.poison)
+    rooms = join_memory(
+        pool,
+        link,
+        tokens_per_page=world.loaded.geometry.tokens_per_page,
+        max_slots=setting.max_slots,
+        memory=MemoryConfig(),
+    )
     engine = Engine(
         EngineParts(
             end=end,
             state=SchedulerState(MAX_RUNNING, 1000),
             pool=pool,
-            residency=Residency(pool, link, max_slots=setting.max_slots),
+            prefixes=rooms.prefixes,
+            residency=rooms.residency,
             link=link,
             host_tier=host_tier,
             runner=_WatchedRunner(runner, served),

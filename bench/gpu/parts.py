@@ -56,7 +56,7 @@ def _proofs(folder: Path) -> list[Part]:
             "execution",
             "runner, graphs and both loops on the device",
             folder,
-            ("execution", "server/test_overlap_real.py"),
+            ("execution", "server/test_overlap_real.py", "adapters/test_host_tier.py"),
             60,
         ),
         Part(

@@ -7,11 +7,12 @@ the stamps are moved on as the turns would have done, number by number in the sa
 turns are not taken. Where that is not certain the engine takes its turn. `tests/bench/
 test_sim_leap.py` holds leaping against stepping, to the last bit of every stamp.
 
-Two cases are certain. With nobody waiting, any table whose running rows all decode. With a line,
-one that the turn before left as it found it but for a decode step of everyone: whom it did not let
-in, and whose adapter it did not fetch, the next turn does not either while the room for newcomers
-stays what it was. That room shrinks as rows grow, which can change who is looked at; it may where
-nobody could be let in or fetched for whatever the room. Called by replica.py before each turn.
+Two cases are certain. With nobody waiting and no adapter wished for, any table whose running rows
+all decode. With a line or wishes, one that the turn before left as it found it but for a decode
+step of everyone: whom it did not let in, and whose adapter it did not fetch, the next turn does not
+either while the room for newcomers stays what it was. That room shrinks as rows grow, which can
+change who is looked at; it may where nobody could be let in or fetched for whatever the room.
+Called by replica.py before each turn.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Leaper:
         # The plan's order: rows of one adapter side by side.
         rows = rows[np.argsort(state.adapter_id[rows], kind="stable")]
         most = self._most_steps(rows)
-        if line and not self._is_shut(rows):
+        if (line and not self._is_shut(rows)) or self._has_wishes():
             most = min(most, self._steps_of_same_room(rows))
         instants_s = (
             self._fly(self._works(rows, most), self._bound_s(until_s, line)) if most else []
@@ -97,7 +98,20 @@ class Leaper:
             return False
         if self._overlaps and not self._follows_all(rows):
             return False
-        return not line or self._nothing_happened(rows)
+        if self._publishes(rows):
+            return False
+        return not (line or self._has_wishes()) or self._nothing_happened(rows)
+
+    def _publishes(self, rows: NDArray[np.int64]) -> bool:
+        """Whether a prompt that ends now goes into the prefix cache: other steps tell nothing."""
+        if not self._parts.memory.prefix_cache:
+            return False
+        up_decodes = not self._overlaps or self._parts.runner.last.decodes
+        return not up_decodes or bool(np.isnan(self._state.first_token_s[rows]).any())
+
+    def _has_wishes(self) -> bool:
+        """Whether the planner would fetch an adapter for nobody, if it had the room."""
+        return bool(self._parts.residency.view(self._tokens_per_page).wishes)
 
     def _follows_all(self, rows: NDArray[np.int64]) -> bool:
         """Whether the step that is up brings each of these rows a token, and nobody else one."""
@@ -155,10 +169,11 @@ class Leaper:
         state = self._state
         left = int((state.num_final[rows] - state.num_known[rows]).min()) - 1
         held, computed = state.num_pages[rows], state.num_computed[rows]
+        free_pages = self._free_for_kv()
 
         def fits(steps: int) -> bool:
             wanted = -(-(computed + steps) // self._tokens_per_page)
-            return int((wanted - held).sum()) <= self._pool.num_free
+            return int((wanted - held).sum()) <= free_pages
 
         if left <= 0 or fits(left):
             return max(left, 0)
@@ -167,6 +182,15 @@ class Leaper:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    def _free_for_kv(self) -> int:
+        """Without those that are the adapters' alone."""
+        share_pages = self._parts.engine.limits.adapter_share_pages
+        if share_pages is None:
+            return self._pool.num_free
+        placed = self._parts.residency.view(self._tokens_per_page).adapters
+        taken_pages = sum(seen.num_pages for seen in placed.values())
+        return self._pool.num_free - max(share_pages - taken_pages, 0)
 
     def _is_shut(self, rows: NDArray[np.int64]) -> bool:
         """Whether nobody of the line could run and no adapter be fetched, whatever the room."""

@@ -50,6 +50,9 @@ from .versus import POLICIES, LiveCell, LiveRuns
 
 # Too small for B's adapters all at once: some have to be loaded again and again.
 POOL_BYTES = "64MiB"
+# The memory of the simulator's studies (memory_rooms.NOTHING_KEPT): what is compared here are
+# steps and policies, with every prompt computed whole.
+PLAIN_FLAGS = ("--no-prefix-cache", "--no-prefetch", "--eviction", "lru")
 NUM_LOOPED = 8 * MAX_RUNNING  # requests of the closed loop
 SOLO_LENS = (16, 96, 192)  # prompts of the probe
 NUM_SOLO_ROUNDS = 8
@@ -162,7 +165,8 @@ def _start(
     servers: dict[str, LiveServer] = {}
     for policy, path in logs.items():
         # The last of two equal flags counts.
-        flags = (*server_flags(place), "--pool-bytes", POOL_BYTES, "--step-log", str(path))
+        flags = (*server_flags(place), "--pool-bytes", POOL_BYTES, *PLAIN_FLAGS)
+        flags = (*flags, "--step-log", str(path))
         servers |= stack.enter_context(live_servers(files, [policy], flags))
     return servers
 

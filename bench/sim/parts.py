@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapters.key import AdapterCard, AdapterKey
+from ...server.config import MemoryConfig
 from ...server.engine_parts import EngineParts
 from ...server.engine_process import MAX_SLOTS
 from ...server.intake import Gate
 from ...server.memory.pool import Pool
+from ...server.memory.prefix_cache import PrefixCache
 from ...server.memory.residency import Residency
+from ...server.memory_rooms import join_memory
 from ...server.scheduling.cost_model import CostModel
 from ...server.scheduling.policies import Policy
 from ...server.scheduling.records import BASE_ID, StepLimits
@@ -22,15 +25,18 @@ from ...server.scheduling.replica_view import RequestFacts
 from ...server.scheduling.sampling import SamplingParams
 from ...server.scheduling.state import SchedulerState
 from ...server.seam import Submit
-from ..workload.records import BASE, Workload, WorkloadAdapter
+from ..workload.records import BASE, Piece, Workload, WorkloadAdapter
+from ..workload.tokens import prompt_ids
 from .clock import SimClock
 from .end import SimEnd
-from .link import SimHostTier, SimLink
+from .host import SimHostTier
+from .link import SimLink
 from .profile import Profile, step_names
 from .runner import TOKEN, SimRunner
 from .stamping import StampBook
 
 TENANT = "default"
+VOCAB_SIZE = 32_000  # of the tokens of prompts: as Llama's
 _GREEDY = SamplingParams()
 
 
@@ -38,9 +44,11 @@ _GREEDY = SamplingParams()
 class SimParts:
     """What the simulator itself goes on with; the engine has all of `engine`."""
 
+    memory: MemoryConfig
     engine: EngineParts
     state: SchedulerState
     pool: Pool
+    prefixes: PrefixCache
     residency: Residency
     clock: SimClock
     end: SimEnd
@@ -81,8 +89,12 @@ class Door:
     is told of it. Adapters have a number here, their place in the workload: a replica has its own.
     """
 
-    def __init__(self, workload: Workload, profile: Profile, *, timeout_s: float) -> None:
+    def __init__(
+        self, workload: Workload, profile: Profile, *, timeout_s: float, real_prompts: bool
+    ) -> None:
+        """`real_prompts` False: nobody will ask which tokens a prompt is made of."""
         self._requests, self._timeout_s = workload.requests, timeout_s
+        self._real_prompts = real_prompts
         self._cards = {item.name: adapter_card(item, profile) for item in workload.adapters}
         self._numbers = {item.name: i for i, item in enumerate(workload.adapters)}
         self._request_s = profile.value("request_s")
@@ -118,7 +130,7 @@ class Door:
             request_id=index,
             tenant=TENANT,
             adapter=None if request.adapter == BASE else self._cards[request.adapter],
-            prompt_ids=self._prompt(request.num_prompt_tokens),
+            prompt_ids=self._prompt(request.prompt),
             max_new_tokens=request.num_new_tokens,
             sampling=_GREEDY,
             stop_ids=frozenset(),
@@ -127,12 +139,17 @@ class Door:
             timeout_s=request.at_s + self._timeout_s - arrival_s,
         )
 
-    def _prompt(self, num_tokens: int) -> tuple[int, ...]:
-        """Which tokens they are makes no difference to anyone here, so prompts may share theirs."""
+    def _prompt(self, pieces: tuple[Piece, ...]) -> tuple[int, ...]:
+        if self._real_prompts:
+            return tuple(prompt_ids(pieces, vocab_size=VOCAB_SIZE))
+        # Which tokens they are makes no difference, so those of one length may be the same.
+        num_tokens = sum(piece.num_tokens for piece in pieces)
         return self._prompts.setdefault(num_tokens, (TOKEN,) * num_tokens)
 
 
-def build_parts(profile: Profile, policy: Policy, door: Door, book: StampBook) -> SimParts:
+def build_parts(
+    profile: Profile, policy: Policy, door: Door, book: StampBook, *, memory: MemoryConfig
+) -> SimParts:
     clock, cost = SimClock(), cost_model(profile)
     num_pages, max_running = profile.whole("num_pages"), profile.whole("max_running")
     max_slots = min(num_pages, MAX_SLOTS)
@@ -146,31 +163,56 @@ def build_parts(profile: Profile, policy: Policy, door: Door, book: StampBook) -
         disk_bytes_per_s=profile.value("disk_bytes_per_s"),
     )
     pool = Pool(num_pages)
-    residency = Residency(pool, link, max_slots=max_slots)
+    rooms = join_memory(
+        pool,
+        link,
+        tokens_per_page=profile.whole("tokens_per_page"),
+        max_slots=max_slots,
+        memory=memory,
+        cost=lambda: cost,
+        in_host=host_tier.contains,
+    )
     runner = SimRunner(clock, cost, max_slots=max_slots)
     end = SimEnd(clock, link, book, submit_of=door.submit)
     engine = EngineParts(
         end=end,
         state=state,
         pool=pool,
-        residency=residency,
+        prefixes=rooms.prefixes,
+        residency=rooms.residency,
         link=link,
         host_tier=host_tier,
         runner=runner,
-        limits=_step_limits(profile),
+        limits=_step_limits(profile, memory),
         gate=_gate(profile),
         clock=clock,
         overlaps=bool(profile.whole("overlaps")),
     )
-    return SimParts(engine, state, pool, residency, clock, end, link, host_tier, runner, cost)
+    return SimParts(
+        memory=memory,
+        engine=engine,
+        state=state,
+        pool=pool,
+        prefixes=rooms.prefixes,
+        residency=rooms.residency,
+        clock=clock,
+        end=end,
+        link=link,
+        host_tier=host_tier,
+        runner=runner,
+        cost=cost,
+    )
 
 
-def _step_limits(profile: Profile) -> StepLimits:
+def _step_limits(profile: Profile, memory: MemoryConfig) -> StepLimits:
+    num_pages = profile.whole("num_pages")
     return StepLimits(
         max_running=profile.whole("max_running"),
         max_step_tokens=profile.whole("max_step_tokens"),
         max_bypass_s=profile.value("max_bypass_s"),
         max_loads=profile.whole("max_loads"),
+        adapter_share_pages=memory.adapter_share_pages(num_pages),
+        max_tenant_pages=memory.max_tenant_pages(num_pages),
     )
 
 

@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...server.config import MemoryConfig
+from ...server.memory_rooms import NOTHING_KEPT
 from ...server.scheduling.policies import Policy
 from ...server.scheduling.router import Router
 from ..slo.stamps import Run
@@ -32,6 +34,9 @@ class ReplicaResult:
     evictions: int
     host_hits: int
     host_misses: int
+    lookup_tokens: int  # of prompts, when they first ran; 0: no prefix cache
+    hit_tokens: int  # of those, that were cached
+    prefetches: int  # loads that nobody waited for
     end_s: float  # instant of its last step
 
 
@@ -58,6 +63,7 @@ def simulate(
     profile: Profile,
     *,
     policy: Policy,
+    memory: MemoryConfig = NOTHING_KEPT,
     router: Router | None = None,
     replicas: int = 1,
     leap: bool = True,
@@ -65,7 +71,8 @@ def simulate(
     all_pieces: bool = False,
 ) -> SimResult:
     """`timeout_s`: a client's patience. `all_pieces`: a stamp for every token, not for the first
-    and the last alone.
+    and the last alone. `memory`: how the pool is used; its sizes are the profile's. As it
+    stands, like servers that keep nothing, with which the simulator's studies compare.
 
     Raises:
         ValueError: many replicas and no router.
@@ -75,9 +82,10 @@ def simulate(
     book = StampBook(
         workload, reply_s=profile.value("reply_s"), timeout_s=timeout_s, all_pieces=all_pieces
     )
-    door = Door(workload, profile, timeout_s=timeout_s)
+    door = Door(workload, profile, timeout_s=timeout_s, real_prompts=memory.prefix_cache)
     fleet = [
-        Replica(build_parts(profile, policy, door, book), book, leaps=leap) for _ in range(replicas)
+        Replica(build_parts(profile, policy, door, book, memory=memory), book, leaps=leap)
+        for _ in range(replicas)
     ]
     sent = _hand_out(len(workload.requests), door, fleet, router)
     for replica in fleet:
@@ -105,6 +113,7 @@ def _hand_out(
 
 def _result(replica: Replica, requests: int) -> ReplicaResult:
     counters, host = replica.engine.counters, replica.parts.host_tier.stats()
+    prefixes = replica.parts.prefixes.stats()
     return ReplicaResult(
         requests=requests,
         steps=counters.steps,
@@ -114,5 +123,8 @@ def _result(replica: Replica, requests: int) -> ReplicaResult:
         evictions=counters.adapter_evictions,
         host_hits=host.hits,
         host_misses=host.misses,
+        lookup_tokens=prefixes.lookup_tokens,
+        hit_tokens=prefixes.hit_tokens,
+        prefetches=replica.parts.residency.num_prefetches,
         end_s=replica.parts.clock.now_s(),
     )

@@ -2,7 +2,8 @@
 
 Owns the order (policies take turns on the same load, and change places from round to round, so
 that no policy always comes after another), what makes a cell no result, and the one repetition
-of a cell whose sender was late. Knows no process and no figure: servers and sender are handed in.
+of a cell whose sender was late. No server meets the same tokens in two cells, and all policies
+meet the same in one. Knows no process and no figure: servers and sender are handed in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 from ..workload.records import Workload
 from .counters import Counters, counted_between
 from .lag import LAG_LIMIT_MS, LagReport, lag_of
+from .other_tokens import with_other_tokens
 from .stamps import Outcome, Run
 
 NUM_TRIES = 2
@@ -98,7 +100,8 @@ def _run_cell(turn: Turn, server: Server, offer: Offer, *, warm_up: WarmUp, send
         server.settle()
         warm_up(turn.policy)
         before = server.settle()
-        run = send(turn.policy, offer.workload)
+        salt = f"round {turn.round_idx}, offer {turn.offer_idx}, try {len(late)}"
+        run = send(turn.policy, with_other_tokens(offer.workload, salt))
         counters = counted_between(before, server.settle())
         lag = lag_of(run)
         failures = cell_failures(run, offer.workload, lag, counters)

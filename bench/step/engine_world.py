@@ -20,7 +20,7 @@ from ...server.engine_parts import EngineParts
 from ...server.intake import Gate
 from ...server.memory.link_records import LinkEvent, Loaded, LoadOrder
 from ...server.memory.pool import Pool
-from ...server.memory.residency import Residency
+from ...server.memory_rooms import NOTHING_KEPT, join_memory
 from ...server.scheduling.records import StepLimits
 from ...server.scheduling.sampling import SamplingParams
 from ...server.scheduling.state import SchedulerState
@@ -73,6 +73,12 @@ class _InstantLink:
         self._world.put_image(int(order.card.key.name), order.pages)
         self._landed.append(Loaded(order.load_id, self._world.layout))
 
+    def cancel(self, load_id: int) -> None:
+        """Nothing is on its way."""
+
+    def want(self, cards: Sequence[AdapterCard]) -> None:
+        """Nothing is read."""
+
     def poll(self) -> Sequence[LinkEvent]:
         landed, self._landed = self._landed, []
         return landed
@@ -114,13 +120,22 @@ def _make_engine(world: StepWorld, load: StepLoad, end: _QuietEnd) -> Engine:
     num_pages = world.runner.pool_PE.shape[0]
     pool, link = Pool(num_pages), _InstantLink(world)
     tokens_per_page = world.loaded.geometry.tokens_per_page
+    rooms = join_memory(
+        pool,
+        link,
+        tokens_per_page=tokens_per_page,
+        max_slots=max(1, len(load.ranks)),
+        memory=NOTHING_KEPT,  # prompts that were seen before would be no work
+    )
     gate = Gate(num_pages, tokens_per_page, world.loaded.max_model_len, max(load.ranks, default=1))
     return Engine(
         EngineParts(
             end=end,
             state=SchedulerState(load.batch, load.batch),
             pool=pool,
-            residency=Residency(pool, link, max_slots=max(1, len(load.ranks))),
+            # Prompts that were seen before would be no work.
+            prefixes=rooms.prefixes,
+            residency=rooms.residency,
             link=link,
             host_tier=HostTier(1),
             runner=world.runner,

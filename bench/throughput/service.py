@@ -66,7 +66,9 @@ class Service:
 
 def server_flags(place: Place) -> tuple[str, ...]:
     """What differs from the server's defaults."""
+    # Every round asks the very same prompts, and what it is compared with computes them all.
     return (
+        "--no-prefix-cache",
         *("--device", place.device, "--dtype", place.dtype),
         *("--threads", str(place.num_threads), "--pool-bytes", str(POOL_BYTES)),
     )

@@ -48,7 +48,8 @@ class SplitProbe:
         """`home`: a folder for the packed adapters, kept by whoever calls."""
         config = ServerConfig(
             ModelConfig(str(files.base), place.device, place.dtype, num_threads=place.num_threads),
-            MemoryConfig(pool_bytes=POOL_BYTES),
+            # The same load again and again, and every time its prompts are to be computed.
+            MemoryConfig(pool_bytes=POOL_BYTES, prefix_cache=False),
             # Only of a step that is waited for can be said what its parts took.
             SchedulingConfig(overlap=False),
         ).checked()

@@ -2,22 +2,27 @@
 
 Owns one preallocated block of memory and the books of who lies where in it: A of a site as
 [rank rows, in], B as [rank rows, out], an adapter's rows together and at the same place at every
-site. Everything in it is a copy of pages, made when an adapter is first used after it was
-attached; pages written behind an attached adapter show after `forget`. Does not know segments
-or products (`cpu.py` does).
+site. Only sites that somebody in use changes have a part of the block (`carve.py`). Everything in
+it is a copy of pages, made when an adapter is first used after it was attached; pages written
+behind an attached adapter show after `forget`. Does not know segments or products (`cpu.py` does).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .carve import ROW_ALIGN, Carving, carve, max_rows, workspace_row_bytes
 from .work import FactorTiles, LoraTable, SiteShape, tiles_of
 
-ROW_ALIGN = 8  # an adapter's first row; products like even lengths
+# Products run over all rows from the first adapter's of a step to the last one's: with more than
+# twice what they need between them, and these beside, they are laid closer together.
+SPARE_ROWS = 64
+
+__all__ = ["Place", "Workspace", "workspace_row_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,94 +34,129 @@ class Place:
     end_row: int
 
 
-def workspace_row_bytes(sites: Sequence[SiteShape], dtype: torch.dtype) -> int:
-    """What one rank row takes: at every site a row of A, one of B and a scale."""
-    widths = sum(site.in_width + site.out_width for site in sites)
-    return widths * dtype.itemsize + len(sites) * torch.float32.itemsize
-
-
 class Workspace:
-    """Room for `num_rows` rank rows at `sites`, taken at once and never more."""
+    """Room for `num_rows` rank rows at `sites`, or more at some of them; taken at once."""
 
     def __init__(
         self, sites: Mapping[int, SiteShape], *, num_rows: int, dtype: torch.dtype
     ) -> None:
-        self.num_rows = num_rows
         self.sites = frozenset(sites)
-        widths = [(shape.in_width, shape.out_width) for shape in sites.values()]
-        self.mean_width = max(1, sum(map(sum, widths)) // max(1, 2 * len(widths)))
-        block = torch.zeros(num_rows * sum(map(sum, widths)), dtype=dtype)
-        sizes = [num_rows * width for pair in widths for width in pair]
-        parts = iter(block.split(sizes))
-        self._a: dict[int, Tensor] = {}
-        self._b: dict[int, Tensor] = {}
-        for site, (in_width, out_width) in zip(sites, widths, strict=True):
-            self._a[site] = next(parts).view(num_rows, in_width)
-            self._b[site] = next(parts).view(num_rows, out_width)
-        scales = torch.zeros(len(sites), num_rows, dtype=torch.float32)
-        self._scales = dict(zip(sites, scales, strict=True))
-        self._places: dict[int, Place] = {}  # by slot
-        self._next_row = 0
+        self._shapes, self._dtype = dict(sites), dtype
+        widths = [shape.in_width + shape.out_width for shape in sites.values()]
+        self.mean_width = max(1, sum(widths) // max(1, 2 * len(widths)))
+        num_bytes = num_rows * workspace_row_bytes(list(sites.values()), dtype)
+        self._block = torch.zeros(num_bytes, dtype=torch.uint8)
+        self._carving: Carving = carve(self._block, self._shapes, dtype)
+        self._places: dict[int, Place] = {}  # by slot; no two overlap
+
+    @property
+    def num_rows(self) -> int:
+        """Rank rows that each site has now which has any."""
+        return self._carving.num_rows
 
     def rows(self, site: int, place: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """A [rows, in], B [rows, out] and scales [rows] of a site; zeros where there is none."""
-        return self._a[site][place], self._b[site][place], self._scales[site][place]
+        """A [rows, in], B [rows, out] and scales [rows] of a site that somebody in use changes;
+        rows of others hold finite numbers.
+        """
+        a_RI, b_RO, scale_R = self._carving.parts[site]
+        return a_RI[place], b_RO[place], scale_R[place]
 
     def forget(self) -> None:
         """What pages hold has changed: everybody is laid out anew at the next use."""
         self._places.clear()
-        self._next_row = 0
 
     def hold(
         self, pool_PE: Tensor, table: LoraTable, wanted: Mapping[int, Mapping[int, FactorTiles]]
     ) -> dict[int, Place]:
         """Lay out the adapters of a step, slot -> factors; returns those that have a place.
 
-        Who is in stays as long as there is room. When a newcomer would fit without those that
-        this step does not want, everything is laid out again, in the order of the slots. The
-        others are left to the tiles: throwing somebody out for them would happen at every step.
+        A newcomer takes the lowest rows that nobody of this step uses, so that those of a step
+        lie close together; who lay there is laid out again when it comes back. All are moved
+        where only holes between them keep somebody out. Who does not fit even so is left to the
+        tiles: throwing somebody out for it would happen at every step.
         """
         places = {
             slot: place
             for slot, factors in wanted.items()
             if (place := self._places.get(slot)) is not None and place.factors is factors
         }
+        if len(places) == len(wanted):
+            return places
         needs = {slot: _rows_needed(factors) for slot, factors in wanted.items()}
+        if self._carve_for(wanted, sum(needs.values())):
+            places = {}
         for slot in sorted(wanted.keys() - places.keys()):
-            in_use = sum(needs[held] for held in places)
-            if self._next_row + needs[slot] > self.num_rows >= in_use + needs[slot]:
-                self.forget()
-                moved = sorted([*places, slot])
-                places = {s: self._put(pool_PE, table, s, wanted[s], needs[s]) for s in moved}
-            elif self._next_row + needs[slot] <= self.num_rows:
-                places[slot] = self._put(pool_PE, table, slot, wanted[slot], needs[slot])
+            row = _lowest_gap(places, needs[slot], self.num_rows)
+            if row is not None:
+                place = Place(wanted[slot], row, row + needs[slot])
+                places[slot] = self._put(pool_PE, table, slot, place)
+        if self._is_worth_moving(places, needs):
+            self.forget()
+            places, row = {}, 0
+            for slot in sorted(wanted):
+                place = Place(wanted[slot], row, row + needs[slot])
+                places[slot] = self._put(pool_PE, table, slot, place)
+                row = place.end_row
         return places
 
-    def _put(
-        self,
-        pool_PE: Tensor,
-        table: LoraTable,
-        slot: int,
-        factors: Mapping[int, FactorTiles],
-        num_rows: int,
-    ) -> Place:
-        """Copy an adapter behind the last one."""
-        place = Place(factors, self._next_row, self._next_row + num_rows)
-        self._next_row = place.end_row
+    def _carve_for(self, wanted: Mapping[int, Mapping[int, FactorTiles]], num_rows: int) -> bool:
+        """Whether the block was divided anew: for sites that had no part of it, or because these
+        sites alone would have more rows and more are needed. Nobody has a place then.
+        """
+        sites = self.sites.intersection(frozenset[int]().union(*wanted.values()))
+        if sites <= self._carving.parts.keys():
+            if num_rows <= self.num_rows:
+                return False
+            if max_rows(self._block, self._pick(sites), self._dtype) <= self.num_rows:
+                return False
+        self.forget()
+        # Numbers of one kind may not be read as another: they could be NaN.
+        self._block.zero_()
+        self._carving = carve(self._block, self._pick(sites), self._dtype)
+        return True
+
+    def _pick(self, sites: frozenset[int]) -> dict[int, SiteShape]:
+        return {site: shape for site, shape in self._shapes.items() if site in sites}
+
+    def _is_worth_moving(self, places: Mapping[int, Place], needs: Mapping[int, int]) -> bool:
+        """Only when all fit, and somebody has no place or they lie far apart."""
+        num_needed = sum(needs.values())
+        if num_needed > self.num_rows:
+            return False
+        end_row = max(place.end_row for place in places.values()) if places else 0
+        return len(places) < len(needs) or end_row > 2 * num_needed + SPARE_ROWS
+
+    def _put(self, pool_PE: Tensor, table: LoraTable, slot: int, place: Place) -> Place:
+        """Copy an adapter over whoever lies there."""
+        for other, held in list(self._places.items()):
+            if other == slot or (held.row < place.end_row and place.row < held.end_row):
+                del self._places[other]
         self._places[slot] = place
+        factors = place.factors
         flat, cols = pool_PE.view(-1), table.tile_cols
-        for site in self._a:
+        for site in self._carving.parts:
             tiles = factors.get(site)
             parts = self.rows(site, slice(place.row, place.end_row))
             rank = 0 if tiles is None else tiles.rank
-            for part in parts:
-                part[rank:].zero_()
+            if place.row + rank < place.end_row:
+                for part in parts:
+                    part[rank:].zero_()
             if tiles is not None:
                 a_RI, b_RO, scale_R = parts
                 _copy_factor(flat, tiles.a_offsets, a_RI[:rank], cols)
                 _copy_factor(flat, tiles.b_offsets, b_RO[:rank], cols)
                 scale_R[:rank].fill_(tiles.scale)
         return place
+
+
+def _lowest_gap(places: Mapping[int, Place], num_rows: int, end_row: int) -> int | None:
+    """The first row of the lowest so many that no place has."""
+    row = 0
+    for place in sorted(places.values(), key=lambda place: place.row):
+        if row + num_rows <= place.row:
+            break
+        row = place.end_row
+    return row if row + num_rows <= end_row else None
 
 
 def _rows_needed(factors: Mapping[int, FactorTiles]) -> int:

@@ -1,9 +1,9 @@
-"""The link: brings packed adapters from the host tier into pages of the pool.
+"""The link: brings packed adapters from disk, through the host tier, into pages of the pool.
 
-Owns the loader threads and the order of copies: layer by layer, neighbouring pages as one
-copy. Does not know who waits for an adapter, nor which pages are free. Started and polled by
-residency; nothing reads a page before its event says that it has landed. Images lie in pageable
-host memory, so on a GPU a copy holds up its loader thread (never the step) until it is done.
+Owns the threads: readers (disk to host memory) and one for the wire (host memory to pool). Who is
+next stands in load_queue.py, how bytes move in wire.py. Does not know which pages are free, nor
+what the adapters are for. Started and polled by residency; nothing reads a page before its event
+says that it has landed.
 """
 
 from __future__ import annotations
@@ -11,52 +11,57 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...adapters.errors import AdapterError, AdapterLoadFailed
-from ...adapters.image import ImageLayout
-from ...adapters.key import AdapterCard
+from ...adapters.host_tier import HeldImage
+from ...adapters.key import AdapterCard, AdapterKey
 from ..clock import Clock, MonotonicClock
-from ..memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
+from ..memory.link_records import (
+    LayerLanded,
+    LinkEvent,
+    LoadCancelled,
+    Loaded,
+    LoadFailed,
+    LoadOrder,
+)
+from .load_queue import Load, LoadQueue, Read
+from .wire import DeviceWire, EmulatedWire, HostWire, TimedWait, Wire, check_image, image_of
 
-CLOSE_TIMEOUT_S = 4.0  # how long all loader threads together may take to end
+CLOSE_TIMEOUT_S = 4.0  # how long all threads together may take to end
 
 _log = logging.getLogger(__name__)
-
-
-class PackedAdapter(Protocol):
-    """What the host tier hands out."""
-
-    @property
-    def layout(self) -> ImageLayout: ...
-
-    @property
-    def pages(self) -> Tensor:
-        """[num_pages, E] in the pool's dtype, on the host."""
-        ...
+_Job = TypeVar("_Job", Load, Read)
 
 
 class ImageSource(Protocol):
     """The host tier, as the link needs it; called from several threads."""
 
-    def fetch(self, card: AdapterCard) -> PackedAdapter:
-        """Raises AdapterLoadFailed."""
+    def touch(self, key: AdapterKey) -> bool: ...
+
+    def hold(self, key: AdapterKey) -> HeldImage | None: ...
+
+    def share(self, image: HeldImage) -> None: ...
+
+    def let_go(self, image: HeldImage) -> None: ...
+
+    def read(self, card: AdapterCard) -> HeldImage:
+        """Raises AdapterLoadFailed, as the next one does; both wait for the disk."""
         ...
 
-
-class _Task(NamedTuple):
-    order: LoadOrder
-    ordered_s: float  # instant
-    freed: torch.cuda.Event | None  # GPU: the point of the stream where its pages were let go
+    def read_ahead(self, card: AdapterCard, spare: Collection[AdapterKey]) -> HeldImage | None: ...
 
 
 class PoolLink:
-    """A `Link` over threads; `wake` is called from them whenever there is something to poll."""
+    """A `Link` over threads; `wake` is called from them whenever there is something to poll.
+
+    `bytes_per_s`: emulate a link of this bandwidth, for a pool on a CPU; 0: as fast as it goes.
+    """
 
     def __init__(
         self,
@@ -64,34 +69,69 @@ class PoolLink:
         pool_PE: Tensor,
         wake: Callable[[], None],
         *,
-        num_threads: int = 2,
+        num_readers: int = 2,
+        bytes_per_s: float = 0.0,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         clock: Clock | None = None,
+        wait: TimedWait = threading.Condition.wait,
     ) -> None:
-        self._source = source
-        self._pool_PE = pool_PE
-        self._wake = wake
-        self._clock = clock or MonotonicClock()
-        self._close_timeout_s = close_timeout_s
-        self._orders: SimpleQueue[_Task | None] = SimpleQueue()
+        self._source, self._pool_PE, self._wake = source, pool_PE, wake
+        self._clock, self._close_timeout_s = clock or MonotonicClock(), close_timeout_s
+        self._changed = threading.Condition()
+        self._queue = LoadQueue(max_hints=max(1, num_readers - 1))
         self._events: deque[LinkEvent] = deque()
-        self._closing = threading.Event()
+        self._is_closed = False
+        self._wire = self._make_wire(bytes_per_s, wait)
+        self._wire_free_s = 0.0  # instant at which the last load was over
+        works = [(self._cross_loads, "wire")]
+        works += [(self._read_images, f"reader-{i}") for i in range(num_readers)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"loader-{i}", daemon=True)
-            for i in range(num_threads)
+            threading.Thread(target=work, name=name, daemon=True) for work, name in works
         ]
         for thread in self._threads:
             thread.start()
+
+    def _make_wire(self, bytes_per_s: float, wait: TimedWait) -> Wire:
+        if bytes_per_s > 0.0:
+            if self._pool_PE.is_cuda:
+                raise ValueError(f"a link of {bytes_per_s} bytes/s is emulated on a CPU alone")
+            _log.warning("the link is emulated: %.4g bytes/s", bytes_per_s)
+            return EmulatedWire(
+                self._pool_PE, bytes_per_s, clock=self._clock, changed=self._changed, wait=wait
+            )
+        return DeviceWire(self._pool_PE) if self._pool_PE.is_cuda else HostWire(self._pool_PE)
 
     def start(self, order: LoadOrder) -> None:
         """Begin; never blocks. To be called by the thread that launches steps, on their stream:
         whatever was launched before may still read the pages.
         """
-        freed = None
+        self._wire.clear(order.pages)
+        load = Load(order, self._clock.now_s())
         if self._pool_PE.is_cuda:
-            freed = torch.cuda.Event()
-            freed.record(torch.cuda.current_stream(self._pool_PE.device))
-        self._orders.put(_Task(order, self._clock.now_s(), freed))
+            load.freed = torch.cuda.Event()
+            load.freed.record(torch.cuda.current_stream(self._pool_PE.device))
+        with self._changed:
+            # In one with the queue's: a read that ends in between is found here, or joined there.
+            load.image, load.ready_s = self._source.hold(order.card.key), load.ordered_s
+            self._queue.add(load)
+            self._changed.notify_all()
+
+    def cancel(self, load_id: int) -> None:
+        """Never blocks. One that crosses goes on to the end of its layer; on a GPU, to its end."""
+        with self._changed:
+            load = self._queue.cancel(load_id)
+            self._changed.notify_all()
+        if load is not None:
+            self._let_go(load)
+            self._tell(LoadFailed(load_id, _cancelled(load)))
+
+    def want(self, cards: Sequence[AdapterCard]) -> None:
+        """Read ahead, as long as that costs no room that an earlier one of them has."""
+        # The last first: of those that are here, whoever is needed last goes first.
+        here = {card.key for card in reversed(cards) if self._source.touch(card.key)}
+        with self._changed:
+            self._queue.want(cards, here)
+            self._changed.notify_all()
 
     def poll(self) -> list[LinkEvent]:
         """Events since the last call, in their order; never blocks."""
@@ -101,112 +141,136 @@ class PoolLink:
         return events
 
     def close(self) -> None:
-        """Give up what is under way, at the next page run, and end the threads.
+        """Give up what is under way, at the next layer, and end the threads.
 
         A thread that hangs in a read is left behind: it is a daemon, and should the read end
-        after all, it finds the link closed and touches no page.
+        after all, it finds the link closed; no page is touched.
         """
-        self._closing.set()
-        for _ in self._threads:
-            self._orders.put(None)
+        with self._changed:
+            self._is_closed = True
+            loads = self._queue.clear()
+            self._changed.notify_all()
+        for load in loads:
+            self._let_go(load)
         for thread in self._threads:
             thread.join(self._close_timeout_s / len(self._threads))
+        self._events.clear()
         hanging = [thread.name for thread in self._threads if thread.is_alive()]
         if hanging:
-            _log.warning("%s: still reading an adapter, left behind", ", ".join(hanging))
+            _log.warning("%s: still busy with an adapter, left behind", ", ".join(hanging))
 
-    def _work(self) -> None:
-        # OpenMP gives every thread that computes in parallel a team of its own, and with more
-        # threads than cores all teams sleep between any two operations instead of waiting: the
-        # step's then took 1.5 times as long. This setting is the calling thread's alone.
-        torch.set_num_threads(1)
-        stream = torch.cuda.Stream(self._pool_PE.device) if self._pool_PE.is_cuda else None
-        while not self._closing.is_set():
-            task = self._orders.get()
-            if task is None:
-                return
+    # Disk to host memory
+
+    def _read_images(self) -> None:
+        _compute_alone()
+        while (read := self._next(self._queue.next_read)) is not None:
+            began_s = self._clock.now_s()
             try:
-                self._load(task, stream)
+                image = self._read(read)
             # The thread's last line of defence: every order gets an answer, whatever happens.
             except Exception as error:
-                _finish_copies(stream)
-                self._tell(LoadFailed(task.order.load_id, _as_adapter_error(task.order, error)))
+                self._fail_all(read, error)
+            else:
+                self._hand_over(read, image, self._clock.now_s() - began_s)
 
-    def _load(self, task: _Task, stream: torch.cuda.Stream | None) -> None:
-        order = task.order
-        image = self._source.fetch(order.card)
-        self._check(order, image)
-        if stream is not None and task.freed is not None:
-            stream.wait_event(task.freed)
-        done = 0
-        for layer, landed_pages in _layer_groups(image.layout):
-            with torch.cuda.stream(stream):
-                self._copy(image.pages, order.pages, done, landed_pages)
-            if self._closing.is_set():
-                _finish_copies(stream)
+    def _read(self, read: Read) -> HeldImage | None:
+        if read.spare is None:
+            return self._source.read(read.card)
+        return self._source.read_ahead(read.card, read.spare)
+
+    def _fail_all(self, read: Read, error: Exception) -> None:
+        """Of a read ahead it is nobody: should the adapter be ordered, that will tell."""
+        with self._changed:
+            loads = self._queue.take_read(read)
+            for load in loads:
+                self._queue.end(load)
+        for load in loads:
+            self._tell(LoadFailed(load.order.load_id, _as_adapter_error(load.order, error)))
+
+    def _hand_over(self, read: Read, image: HeldImage | None, disk_s: float) -> None:
+        with self._changed:
+            loads = self._queue.take_read(read)
+            if image is None:
+                self._queue.put_back(loads)
+            else:
+                for load in loads:
+                    self._source.share(image)
+                    load.image, load.ready_s, load.disk_s = image, self._clock.now_s(), disk_s
+                    self._queue.add(load)
+            self._changed.notify_all()
+            if image is None:
                 return
-            if stream is not None:
-                # The thread waits, so that "landed" means landed for every stream.
-                stream.synchronize()
-            done = landed_pages
-            self._tell(LayerLanded(order.load_id, layer))
-        seconds = self._clock.now_s() - task.ordered_s
-        self._tell(Loaded(order.load_id, image.layout, seconds))
+            self._source.let_go(image)
+            # What lies outside the tier is bounded by the number of readers.
+            while image.is_loose and not all(load.is_over for load in loads):
+                self._changed.wait()
 
-    def _copy(self, source_PE: Tensor, pages: Sequence[int], first: int, end: int) -> None:
-        for start, stop in _page_runs(pages, first, end):
-            if self._closing.is_set():
-                return
-            home = self._pool_PE[pages[start] : pages[start] + stop - start]
-            home.copy_(source_PE[start:stop], non_blocking=True)
+    # Host memory to pool
 
-    def _check(self, order: LoadOrder, image: PackedAdapter) -> None:
-        """An image of another shape would be written over somebody else's pages."""
-        shape = (len(order.pages), self._pool_PE.shape[1])
-        if tuple(image.pages.shape) != shape or image.layout.num_pages != shape[0]:
-            raise AdapterLoadFailed(
-                f"the image of {order.card.key} has shape {tuple(image.pages.shape)}; "
-                f"its {len(order.pages)} pages make {shape}",
-                name=order.card.key.name,
-            )
-        if image.pages.dtype != self._pool_PE.dtype:
-            raise AdapterLoadFailed(
-                f"the image of {order.card.key} is {image.pages.dtype}, the pool "
-                f"{self._pool_PE.dtype}",
-                name=order.card.key.name,
-            )
+    def _cross_loads(self) -> None:
+        _compute_alone()
+        while (load := self._next(self._queue.next_crossing)) is not None:
+            order, event = load.order, None
+            try:
+                check_image(order, image_of(load), self._pool_PE)
+                whole = self._wire.carry(load, partial(self._landed, load))
+                if not whole:
+                    event = LoadFailed(order.load_id, _cancelled(load))
+            # As above.
+            except Exception as error:
+                self._wire.settle()
+                event = LoadFailed(order.load_id, _as_adapter_error(order, error))
+            event = event or self._loaded(load)
+            self._wire_free_s = self._clock.now_s()
+            with self._changed:
+                self._queue.end(load)
+                self._changed.notify_all()
+            self._let_go(load)
+            self._tell(event)
+
+    def _landed(self, load: Load, layer: int) -> None:
+        self._tell(LayerLanded(load.order.load_id, layer))
+
+    def _loaded(self, load: Load) -> Loaded:
+        now_s = self._clock.now_s()
+        return Loaded(
+            load.order.load_id,
+            image_of(load).layout,
+            seconds=now_s - load.ordered_s,
+            read_s=load.ready_s - load.ordered_s,
+            disk_s=load.disk_s,
+            wire_s=now_s - max(load.ready_s, self._wire_free_s),
+        )
+
+    def _next(self, take: Callable[[], _Job | None]) -> _Job | None:
+        """Waits for one; None: the link is closed."""
+        with self._changed:
+            while not self._is_closed:
+                job = take()
+                if job is not None:
+                    return job
+                self._changed.wait()
+            return None
+
+    def _let_go(self, load: Load) -> None:
+        if load.image is not None:
+            self._source.let_go(load.image)
 
     def _tell(self, event: LinkEvent) -> None:
-        self._events.append(event)
-        self._wake()
+        if not self._is_closed:
+            self._events.append(event)
+            self._wake()
 
 
-def _finish_copies(stream: torch.cuda.Stream | None) -> None:
-    """Wait for the copies of a load that ends before its time: its pages go to others next."""
-    if stream is None:
-        return
-    try:
-        stream.synchronize()
-    # A device that has failed copies nothing more, and the answer must go out all the same.
-    except RuntimeError as error:
-        _log.warning("the device failed in a load: %s", error)
+def _compute_alone() -> None:
+    # OpenMP gives every thread that computes in parallel a team of its own, and with more
+    # threads than cores all teams sleep between any two operations instead of waiting: the
+    # step's then took 1.5 times as long. This setting is the calling thread's alone.
+    torch.set_num_threads(1)
 
 
-def _layer_groups(layout: ImageLayout) -> Iterator[tuple[int, int]]:
-    """(last layer, landed pages) of each group of layers that lands together."""
-    landed = layout.landed_pages
-    for layer, count in enumerate(landed):
-        if layer + 1 == len(landed) or landed[layer + 1] != count:
-            yield layer, count
-
-
-def _page_runs(pages: Sequence[int], first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Stretches of the image, within [first, end), whose pool pages adjoin."""
-    start = first
-    for idx in range(first + 1, end + 1):
-        if idx == end or pages[idx] != pages[idx - 1] + 1:
-            yield start, idx
-            start = idx
+def _cancelled(load: Load) -> LoadCancelled:
+    return LoadCancelled(f"nobody needs {load.order.card.key} any more")
 
 
 def _as_adapter_error(order: LoadOrder, error: Exception) -> AdapterError:

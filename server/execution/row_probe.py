@@ -90,6 +90,21 @@ def probe_linears(model: PreTrainedModel, context: StepContext) -> list[SeenLine
     return seen
 
 
+def probe_shapes(model: PreTrainedModel, context: StepContext) -> list[SeenLinear]:
+    """The same from shapes alone, for a model on the meta device, which has no numbers to follow:
+    a linear that sees all rows in another order would pass here.
+    """
+    modules = {name: m for name, m in model.named_modules() if widths_of(m) is not None}
+    records = _forward(model, context, modules, [1 + place for place in range(NUM_TOKENS)])
+    return [
+        SeenLinear(name, modules[name], *widths, record.call, at_head, record.call)
+        for name, record in records.items()
+        if (widths := widths_of(modules[name])) is not None
+        for at_head, num_rows in ((False, NUM_TOKENS), (True, len(KEPT)))
+        if _fits(record, widths, num_rows, model.dtype)
+    ]
+
+
 def find_siblings(seen: Sequence[SeenLinear]) -> list[list[SeenLinear]]:
     """Linears of one module that were given the very same tensor, in the order of their calls."""
     groups: dict[tuple[str, int], list[SeenLinear]] = {}

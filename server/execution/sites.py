@@ -67,18 +67,13 @@ def install_sites(
 ) -> InstalledSites:
     """Turn every linear that sees the step's rows in order into a site.
 
-    They are listed layer by layer, each layer's in the order of its modules, what comes before
-    the layers with the first, and what comes after with a layer of its own, the head last: a
-    load lands in this order, and a step needs it in this order.
-
     Raises:
         ModelRefused: no list of decoder layers, or no linear in it.
     """
-    prefix, layers = find_layers(model, num_layers)
     seen = probe_linears(model, context)
     sites: list[Site] = []
     idx_of: dict[str, int] = {}
-    for linear, layer in _in_order(model, seen, prefix, layers):
+    for linear, layer in order_linears(model, seen, num_layers=num_layers):
         module = linear.module
         try:
             module.__class__ = _site_class(type(module))
@@ -109,9 +104,17 @@ def find_sites(model: PreTrainedModel) -> dict[int, LoraSite]:
     return {m.site: m for m in model.modules() if isinstance(m, LoraSite)}
 
 
-def _in_order(
-    model: PreTrainedModel, seen: Sequence[SeenLinear], prefix: str, layers: nn.ModuleList
+def order_linears(
+    model: PreTrainedModel, seen: Sequence[SeenLinear], *, num_layers: int
 ) -> list[tuple[SeenLinear, int]]:
+    """With the layer that each is of: layer by layer, each layer's in the order of its modules,
+    what comes before the layers with the first, and what comes after with a layer of its own, the
+    head last: a load lands in this order, and a step needs it in this order.
+
+    Raises:
+        ModelRefused: no list of decoder layers, or no linear in it.
+    """
+    prefix, layers = find_layers(model, num_layers)
     by_name = {linear.name: linear for linear in seen}
     inside: list[tuple[SeenLinear, int]] = []
     for idx, layer in enumerate(layers):

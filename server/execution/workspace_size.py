@@ -15,7 +15,10 @@ from .model import LoadedModel
 from .sites import find_sites
 
 PAGES_FIRST_BYTES = 16 << 20  # of the pool are pages in any case
-SHARE = 4  # of what is left, one byte in so many at most
+# One byte in so many of the pool at most. Of all, not of what is above those pages: a pool of
+# thirty small adapters and the KV of a batch would have room for half of the batch's adapters,
+# and tiles cost several times as much.
+SHARE = 4
 MAX_ROWS = 512  # rank rows: 8 adapters of rank 64, 32 of rank 16
 DTYPES = (torch.float32, torch.bfloat16)  # that a CPU multiplies well
 
@@ -24,8 +27,13 @@ def choose_workspace_rows(loaded: LoadedModel, pool_bytes: int) -> int:
     """Rank rows that a pool of so many bytes gives up; 0: every product is made from tiles."""
     if loaded.device.type != "cpu" or loaded.dtype not in DTYPES:
         return 0
-    room_bytes = max(0, pool_bytes - PAGES_FIRST_BYTES) // SHARE
-    return min(MAX_ROWS, room_bytes // workspace_bytes(loaded, 1))
+    return rows_within(pool_bytes, row_bytes=workspace_bytes(loaded, 1))
+
+
+def rows_within(pool_bytes: int, *, row_bytes: int) -> int:
+    """The rule itself, for whoever reckons without a model."""
+    room_bytes = max(0, min(pool_bytes - PAGES_FIRST_BYTES, pool_bytes // SHARE))
+    return min(MAX_ROWS, room_bytes // row_bytes)
 
 
 def workspace_bytes(loaded: LoadedModel, num_rows: int) -> int:

@@ -41,6 +41,9 @@ class Loaded:
     load_id: int
     layout: ImageLayout
     seconds: float = 0.0  # from order to here, by the link's clock; 0: it has none
+    read_s: float = 0.0  # of those, until the image was in host memory; 0: it was there
+    disk_s: float = 0.0  # that the reading took, alone; it may have begun before the order
+    wire_s: float = 0.0  # of `seconds`, once the image was there and the wire free for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,11 @@ class LoadFailed:
     """The load has ended; from now on the link writes none of its pages."""
 
     load_id: int
-    error: Exception  # AdapterError
+    error: Exception  # AdapterError, or LoadCancelled
+
+
+class LoadCancelled(Exception):
+    """The error of a load that was given up because nobody needed it any more."""
 
 
 LinkEvent = LayerLanded | Loaded | LoadFailed
@@ -59,6 +66,18 @@ class Link(Protocol):
 
     def start(self, order: LoadOrder) -> None:
         """Begin; never blocks and never raises for what a disk can cause (LoadFailed does)."""
+        ...
+
+    def cancel(self, load_id: int) -> None:
+        """Nobody needs it: it ends soon, as `LoadFailed` with LoadCancelled, or as `Loaded` when it
+        was as good as there. Never blocks; a load that is over already is none of its business.
+        """
+        ...
+
+    def want(self, cards: Sequence[AdapterCard]) -> None:
+        """Adapters that will be ordered next, whoever is needed first in front: disk is read ahead
+        for them in this order. Replaces what was wanted before; never blocks.
+        """
         ...
 
     def poll(self) -> Sequence[LinkEvent]:

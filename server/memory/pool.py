@@ -1,14 +1,16 @@
 """The pool: who owns which page of device memory.
 
-Owns the free list, owners and reference counts; page numbers only.
-Does not know tensors, models, or which request matters more (scheduling decides).
-Called by the engine (`apply`, `release`) and by residency (`release`).
+Owns the free list, owners and reference counts; page numbers only. A page is held by leases and,
+beside them, by the prefix cache: it is free when neither holds it. Does not know tensors, models,
+prompts, or which request matters more (scheduling decides). Called by the engine (`apply`), by
+residency (`release`) and by the prefix cache (`cache`, `share`, `uncache`, `release`).
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import InternalError
@@ -29,24 +31,31 @@ class AdapterOwner:
     adapter_id: int  # residency's handle
 
 
+@dataclass(frozen=True, slots=True)
+class CacheOwner:
+    """The prefix cache, of a page that no request holds."""
+
+
 Owner = KvOwner | AdapterOwner
+CACHE = CacheOwner()
 
 
 @dataclass(frozen=True, slots=True)
 class PageRun:
     """`count` neighbouring pages of one owner, for the picture of the pool."""
 
-    kind: str  # free, kv, adapter
+    kind: str  # free, kv, adapter, cached
     count: int
-    owner: Owner | None  # None: free
+    owner: Owner | CacheOwner | None  # None: free
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     num_pages: int
     num_free: int
-    num_kv: int
+    num_kv: int  # of requests, also where the prefix cache holds them as well
     num_adapter: int
+    num_cached: int = 0  # that the prefix cache alone holds
 
 
 def _nothing(pages: list[int]) -> None:
@@ -67,11 +76,18 @@ class Pool:
         self._free = list(range(num_pages - 1, -1, -1))
         # Arrays: a step's block table is made of them, and 64-bit numbers are copied as a block.
         self._leases: dict[Owner, array[int]] = {}
-        self._refs = [0] * num_pages
+        self._refs = [0] * num_pages  # leases it is in, and the prefix cache
+        self._cached: set[int] = set()
+        self._num_leased = 0  # pages, ever
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def turnovers(self) -> float:
+        """How often as many pages as there are have been handed out: a clock for what grows old."""
+        return self._num_leased / max(self.num_pages, 1)
 
     def can_lease(self, num_pages: int) -> bool:
         return 0 <= num_pages <= len(self._free)
@@ -89,6 +105,7 @@ class Pool:
             self._refs[page] += 1
         if pages:
             self._leases.setdefault(owner, array("q")).extend(pages)
+            self._num_leased += num_pages
         return pages
 
     def release(self, owner: Owner) -> list[int]:
@@ -97,11 +114,52 @@ class Pool:
         for page in pages:
             self._refs[page] -= 1
         freed = [page for page in pages if self._refs[page] == 0]
+        self._set_free(freed)
+        return freed
+
+    def cache(self, pages: Sequence[int]) -> None:
+        """From now on the prefix cache holds these, beside whoever leases them."""
+        for page in pages:
+            if page in self._cached or not self._refs[page]:
+                raise InternalError(f"page {page} is cached already, or nobody's")
+            self._cached.add(page)
+            self._refs[page] += 1
+
+    def uncache(self, pages: Sequence[int]) -> list[int]:
+        """The prefix cache lets go; returns the pages that have become free."""
+        for page in pages:
+            self._cached.remove(page)
+            self._refs[page] -= 1
+        freed = [page for page in pages if self._refs[page] == 0]
+        self._set_free(freed)
+        return freed
+
+    def share(self, owner: KvOwner, pages: Sequence[int]) -> None:
+        """Adds cached pages to a lease; whoever reads them may not write them.
+
+        Raises:
+            InternalError: one of them is not cached.
+        """
+        for page in pages:
+            if page not in self._cached:
+                raise InternalError(f"{owner} wants to share page {page}, which is not cached")
+            self._refs[page] += 1
+        if pages:
+            self._leases.setdefault(owner, array("q")).extend(pages)
+
+    def cached_pages(self) -> set[int]:
+        """All that the prefix cache holds, alone or not."""
+        return set(self._cached)
+
+    def num_holders(self, page: int) -> int:
+        """Leases it is in."""
+        return self._refs[page] - (page in self._cached)
+
+    def _set_free(self, freed: list[int]) -> None:
         # Backwards, so that the next lease gets them in their old order: neighbours stay so.
         self._free.extend(reversed(freed))
         if freed:
             self._on_free(freed)
-        return freed
 
     def pages_of(self, owner: Owner) -> tuple[int, ...]:
         """In the order they were leased; empty for one who holds none."""
@@ -147,7 +205,7 @@ class Pool:
         for owner, num_pages in wanted:
             if num_pages < 0 or owner in gone:
                 raise InternalError(f"the plan gives {num_pages} pages to {owner}")
-        coming = sum(len(self._leases.get(owner, ())) for owner in gone)
+        coming = self._num_only_of(gone)
         needed = sum(num_pages for _, num_pages in wanted)
         if needed > len(self._free) + coming:
             raise InternalError(
@@ -155,23 +213,44 @@ class Pool:
                 "will be released"
             )
 
+    def _owners(self) -> list[Owner | CacheOwner | None]:
+        """By page; of a page that requests share the first one."""
+        owners: list[Owner | CacheOwner | None] = [None] * self.num_pages
+        for page in self._cached:
+            owners[page] = CACHE
+        for owner, pages in reversed(self._leases.items()):
+            for page in pages:
+                owners[page] = owner
+        return owners
+
+    def _num_only_of(self, owners: Sequence[Owner]) -> int:
+        """Pages that are free once these have let go."""
+        leaving = Counter(page for owner in owners for page in self._leases.get(owner, ()))
+        return sum(self._refs[page] == count for page, count in leaving.items())
+
     def audit(self) -> None:
-        """Free + KV + adapter pages = total, no page with two owners, no negative count.
+        """Every page is free, leased or cached, and its count says by how many it is held; only
+        requests share pages, and only cached ones.
 
         Raises:
             InternalError: names the pages that do not add up.
         """
-        seen = [0] * self.num_pages
-        for page in (*self._free, *(page for pages in self._leases.values() for page in pages)):
-            if not 0 <= page < self.num_pages:
-                raise InternalError(f"page {page} is not of this pool of {self.num_pages}")
-            seen[page] += 1
-        lost = [page for page, count in enumerate(seen) if count == 0]
-        double = [page for page, count in enumerate(seen) if count > 1]
-        free = set(self._free)
-        miscounted = [
-            page for page, refs in enumerate(self._refs) if refs != (0 if page in free else 1)
-        ]
+        holders = Counter(page for pages in self._leases.values() for page in pages)
+        adapters = Counter(
+            page
+            for owner, pages in self._leases.items()
+            if isinstance(owner, AdapterOwner)
+            for page in pages
+        )
+        free, known = Counter(self._free), range(self.num_pages)
+        for page in sorted({*free, *holders, *self._cached}.difference(known)):
+            raise InternalError(f"page {page} is not of this pool of {self.num_pages}")
+        held = {page: holders[page] + (page in self._cached) for page in known}
+        lost = [page for page in known if not held[page] and not free[page]]
+        double = [page for page in known if free[page] > (held[page] == 0)]
+        double += [page for page in holders if holders[page] > 1 and page not in self._cached]
+        double += [page for page in adapters if held.get(page, 1) > 1]
+        miscounted = [page for page in known if self._refs[page] != held[page]]
         if lost or double or miscounted:
             raise InternalError(
                 f"{self.stats()}: lost pages {lost}, pages with two owners {double}, "
@@ -179,19 +258,17 @@ class Pool:
             )
 
     def stats(self) -> PoolStats:
-        held = {KvOwner: 0, AdapterOwner: 0}
-        for owner, pages in self._leases.items():
-            held[type(owner)] += len(pages)
-        return PoolStats(self.num_pages, len(self._free), held[KvOwner], held[AdapterOwner])
+        kinds = Counter(_kind(owner) for owner in self._owners())
+        return PoolStats(
+            self.num_pages, kinds["free"], kinds["kv"], kinds["adapter"], kinds["cached"]
+        )
 
     def page_runs(self) -> tuple[PageRun, ...]:
-        """All pages in the order of their numbers, neighbours of one owner together."""
-        owners: list[Owner | None] = [None] * self.num_pages
-        for owner, pages in self._leases.items():
-            for page in pages:
-                owners[page] = owner
+        """All pages in the order of their numbers, neighbours of one owner together. A page that
+        requests share is shown as the first one's.
+        """
         runs: list[PageRun] = []
-        for owner in owners:
+        for owner in self._owners():
             if runs and runs[-1].owner == owner:
                 runs[-1] = PageRun(runs[-1].kind, runs[-1].count + 1, owner)
             else:
@@ -199,7 +276,13 @@ class Pool:
         return tuple(runs)
 
 
-def _kind(owner: Owner | None) -> str:
-    if owner is None:
-        return "free"
-    return "kv" if isinstance(owner, KvOwner) else "adapter"
+def _kind(owner: Owner | CacheOwner | None) -> str:
+    match owner:
+        case None:
+            return "free"
+        case KvOwner():
+            return "kv"
+        case AdapterOwner():
+            return "adapter"
+        case CacheOwner():
+            return "cached"

@@ -1,94 +1,88 @@
 """Residency: which adapter is where, in which slot, and who still needs it.
 
-Owns handles (`adapter_id`), slots, users and load orders; page numbers come from the pool,
-bytes are the link's business. Does not choose whom to load or evict (scheduling does).
-Called by the engine: commands (`intern`, `use`, `leave`, `doom`), link events (`drain`), plans
-(`apply`). An adapter is ABSENT -> LOADING -> RESIDENT -> ABSENT; a failed load goes back.
+Owns handles (`adapter_id`), slots, users, load orders and the usage book; page numbers come from
+the pool, bytes are the link's business. Does not choose whom to load or evict (scheduling does,
+by the worth that the economy gives). Called by the engine: commands (`intern`, `use`, `leave`,
+`doom`, wishes), link events (`drain`), plans (`apply`). An adapter is ABSENT -> LOADING ->
+RESIDENT -> ABSENT; a failed or cancelled load goes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum
+import math
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
-from ...adapters.image import ImageLayout
 from ...adapters.key import AdapterCard, AdapterKey
 from ..errors import InternalError
-from ..scheduling.records import AdapterView, PlannedLoad, PoolView, StepPlan
-from .link_records import LayerLanded, Link, LinkEvent, Loaded, LoadFailed, LoadOrder
+from ..scheduling.prefix_view import NO_PREFIXES, PrefixView
+from ..scheduling.records import AdapterView, PlannedLoad, PoolView, StepPlan, Wish
+from .economy import Economy
+from .link_records import (
+    LayerLanded,
+    Link,
+    LinkEvent,
+    LoadCancelled,
+    Loaded,
+    LoadFailed,
+    LoadOrder,
+)
 from .pool import AdapterOwner, Pool
+from .residency_records import Arrived, Broken, Departed, Entry, Met, Place, ResidentStats
+from .usage import AdapterUsage, UsageBook
+from .wishes import Wanted, Wishes
 
 
-class Place(Enum):
-    ABSENT = "absent"
-    LOADING = "loading"
-    RESIDENT = "resident"
+def _any_price(card: AdapterCard) -> float:
+    """Of who has no cost model: the bytes, at a gigabyte a second."""
+    return card.weight_bytes / 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """An adapter has become resident: attach it, and tell the scheduler's table."""
-
-    adapter_id: int
-    slot: int
-    pages: tuple[int, ...]
-    layout: ImageLayout
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A load failed; its pages are free again. Those who name the adapter must be answered."""
-
-    adapter_id: int
-    error: Exception  # AdapterError
-
-
-@dataclass(frozen=True, slots=True)
-class Departed:
-    """An adapter is not resident any more, or a doomed one has been let go of."""
-
-    key: AdapterKey
-    slot: int  # to detach; -1: it was never announced by `Arrived`
-    released: bool  # deleted or replaced and without users: nothing of it will be asked for again
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentStats:
-    key: AdapterKey
-    adapter_id: int
-    num_pages: int
-    loading: bool
-    num_users: int  # requests that name it, waiting or running
-
-
-@dataclass(slots=True)
-class _Entry:
-    card: AdapterCard
-    place: Place = Place.ABSENT
-    slot: int = -1
-    load_id: int = -1  # of the load under way
-    landed_layers: int = 0  # of the load under way: layers 0 to this one, excluded, are there
-    num_users: int = 0
-    last_used_s: float = 0.0
-    doomed: bool = False
+# A popular adapter comes back over what is worth so many times less, were it here.
+WISH_MARGIN = 2.0
 
 
 class Residency:
     """Handles are small and reused: one without users and pages is forgotten.
 
     A handle that was interned but not put to use by the next `apply` is forgotten then.
+    `reload_s`: how long an adapter would take to come back, `cross_s`: if it were in host
+    memory (None: the same). `by_popularity`: also who is asked for often is wished for while it is
+    away.
     """
 
-    def __init__(self, pool: Pool, link: Link, *, max_slots: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        link: Link,
+        *,
+        max_slots: int,
+        economy: Economy,
+        reload_s: Callable[[AdapterCard], float] = _any_price,
+        cross_s: Callable[[AdapterCard], float] | None = None,
+        by_popularity: bool = False,
+    ) -> None:
         self._pool, self._link = pool, link
-        self._entries: dict[int, _Entry] = {}
+        self.economy, self._reload_s = economy, reload_s
+        self._cross_s = cross_s or reload_s
+        self._book = UsageBook(economy)
+        self.wishes = Wishes(
+            self._book,
+            worth=self._wish_worth,
+            changed=self._wish_changed,
+            by_popularity=by_popularity,
+        )
+        # What the wishes come to; None: to be asked again, something has changed.
+        self._wanted: list[Wanted] | None = None
+        self.num_prefetches = 0  # loads that nobody in the line waited for
+        self.num_cancelled = 0  # loads
+        self._entries: dict[int, Entry] = {}
         self._ids: dict[AdapterKey, int] = {}
         self._loads: dict[int, int] = {}  # load_id -> adapter_id, of loads under way
         # Those not ABSENT, as the planner sees them: it looks at every step, they change seldom.
         self._placed: dict[int, AdapterView] = {}
         self._unused: set[int] = set()  # ABSENT without users, forgotten at the next apply
+        self._lacked: set[int] = set()  # ABSENT with users
         self._free_ids: list[int] = []  # heaps: small numbers first
         self._free_slots = list(range(max_slots))
         self._next_load_id = 0
@@ -103,14 +97,17 @@ class Residency:
             return adapter_id
         adapter_id = heappop(self._free_ids) if self._free_ids else len(self._entries)
         self._ids[card.key] = adapter_id
-        self._entries[adapter_id] = _Entry(card)
+        self._entries[adapter_id] = Entry(card)
         self._unused.add(adapter_id)
         return adapter_id
 
-    def use(self, adapter_id: int) -> None:
+    def use(self, adapter_id: int, now_s: float) -> None:
         """One more request names it."""
-        self._entry(adapter_id).num_users += 1
+        entry = self._entry(adapter_id)
+        entry.num_users += 1
         self._unused.discard(adapter_id)
+        self._book.asked(entry.card, now_s, in_pool=entry.place is Place.RESIDENT)
+        self._show(adapter_id)
 
     def leave(self, adapter_id: int, now_s: float) -> None:
         """A request that named it has ended, whatever became of it."""
@@ -119,11 +116,16 @@ class Residency:
             raise InternalError(f"{entry.card.key} has no users, yet one leaves")
         entry.num_users -= 1
         entry.last_used_s = now_s
+        if not entry.num_users:
+            self._book.rested(entry.card.key, now_s)
         self._show(adapter_id)
         self._settle(adapter_id)
 
     def doom(self, key: AdapterKey) -> None:
         """Deleted or replaced: goes when it has no users and is not on its way."""
+        self.wishes.forget(key)
+        self._book.forget(key)
+        self._wanted = None
         adapter_id = self._ids.get(key)
         if adapter_id is None:
             self._departed.append(Departed(key, -1, released=True))
@@ -146,7 +148,27 @@ class Residency:
     def key_of(self, adapter_id: int) -> AdapterKey:
         return self._entry(adapter_id).card.key
 
-    def view(self, tokens_per_page: int) -> PoolView:
+    def is_doomed(self, adapter_id: int) -> bool:
+        return self._entry(adapter_id).doomed
+
+    def absent_card(self, adapter_id: int) -> AdapterCard | None:
+        """None: it is in the pool or on its way."""
+        entry = self._entry(adapter_id)
+        return entry.card if entry.place is Place.ABSENT else None
+
+    def met(self, key: AdapterKey) -> Met:
+        """How requests have met this adapter; it may never have been heard of."""
+        adapter_id = self._ids.get(key)
+        entry = None if adapter_id is None else self._entries[adapter_id]
+        return Met(
+            place=entry.place if entry else Place.ABSENT,
+            pinned=self.wishes.is_pinned(key),
+            num_pages=entry.card.num_pages if entry and entry.place is not Place.ABSENT else 0,
+            num_users=entry.num_users if entry else 0,
+            usage=self._book.of(key),
+        )
+
+    def view(self, tokens_per_page: int, prefixes: PrefixView = NO_PREFIXES) -> PoolView:
         """What the planner may see of memory."""
         return PoolView(
             num_pages=self._pool.num_pages,
@@ -154,6 +176,8 @@ class Residency:
             tokens_per_page=tokens_per_page,
             num_free_slots=len(self._free_slots),
             adapters=dict(self._placed),
+            prefixes=prefixes,
+            wishes=self._shown_wishes(),
         )
 
     def apply(self, plan: StepPlan) -> tuple[LoadOrder, ...]:
@@ -185,8 +209,10 @@ class Residency:
             match event:
                 case LayerLanded(layer=layer):
                     entry.landed_layers = max(entry.landed_layers, layer + 1)
-                case Loaded(layout=layout):
+                case Loaded(layout=layout, seconds=seconds, read_s=read_s):
                     del self._loads[event.load_id]
+                    self.wishes.arrived(entry.card.key)
+                    self._book.loaded(entry.card.key, seconds=seconds, read_s=read_s)
                     if entry.doomed and not entry.num_users:
                         self._depart(adapter_id)
                         continue
@@ -194,8 +220,14 @@ class Residency:
                     self._show(adapter_id)
                     pages = self._pool.pages_of(AdapterOwner(adapter_id))
                     news.append(Arrived(adapter_id, entry.slot, pages, layout))
+                case LoadFailed(error=LoadCancelled()):
+                    # Whoever has come meanwhile waits on: the planner orders it again.
+                    del self._loads[event.load_id]
+                    self.num_cancelled += 1
+                    self._depart(adapter_id)
                 case LoadFailed(error=error):
                     del self._loads[event.load_id]
+                    self.wishes.failed(entry.card.key)
                     self._depart(adapter_id)
                     if adapter_id in self._entries:
                         news.append(Broken(adapter_id, error))
@@ -206,7 +238,9 @@ class Residency:
 
         Those who name it are the engine's to answer; one more `use` would load it again.
         """
-        self._entry(adapter_id).place = Place.LOADING  # for nobody it has been resident
+        entry = self._entry(adapter_id)
+        entry.place = Place.LOADING  # for nobody it has been resident
+        self.wishes.failed(entry.card.key)
         self._depart(adapter_id)
 
     def take_departed(self) -> tuple[Departed, ...]:
@@ -231,7 +265,7 @@ class Residency:
             for entry in (self._entries[adapter_id],)
         )
 
-    def _entry(self, adapter_id: int) -> _Entry:
+    def _entry(self, adapter_id: int) -> Entry:
         entry = self._entries.get(adapter_id)
         if entry is None:
             raise InternalError(f"no adapter has the handle {adapter_id}")
@@ -249,6 +283,8 @@ class Residency:
             raise InternalError(f"the plan loads {entry.card.key}, no slot is free")
         entry.place, entry.slot = Place.LOADING, heappop(self._free_slots)
         entry.load_id, entry.landed_layers = self._next_load_id, 0
+        entry.prefetched = not entry.num_users
+        self.num_prefetches += entry.prefetched
         self._next_load_id += 1
         self._loads[entry.load_id] = load.adapter_id
         self._show(load.adapter_id)
@@ -258,17 +294,71 @@ class Residency:
     def _show(self, adapter_id: int) -> None:
         """To the planner, as it is now: after every change of what `AdapterView` holds."""
         entry = self._entries[adapter_id]
+        self._wanted = None
+        is_lacked = entry.place is Place.ABSENT and entry.num_users > 0
+        (self._lacked.add if is_lacked else self._lacked.discard)(adapter_id)
         if entry.place is not Place.ABSENT:
+            key = entry.card.key
+            usage = self._book.of(key)
             self._placed[adapter_id] = AdapterView(
                 num_pages=entry.card.num_pages,
                 resident=entry.place is Place.RESIDENT,
                 last_used_s=entry.last_used_s,
+                worth=self._worth_of(usage) if usage else -math.inf,
+                pinned=self.wishes.is_pinned(key),
+                tenant=key.tenant,
             )
+
+    def _worth_of(self, usage: AdapterUsage) -> float:
+        card = usage.card
+        return self.economy.adapter_worth(
+            usage.use, num_pages=card.num_pages, reload_s=self._reload_s(card)
+        )
+
+    def _wish_worth(self, usage: AdapterUsage) -> float:
+        """As if it had just been brought, and less a margin: what goes for it is wished for from
+        then on, and must not come back for it. What is read from disk is worth more only until it
+        is here, and prices move a little with every load.
+        """
+        card = usage.card
+        seconds = self._cross_s(card) / WISH_MARGIN
+        return self.economy.adapter_worth(usage.use, num_pages=card.num_pages, reload_s=seconds)
+
+    def _wish_changed(self, key: AdapterKey) -> None:
+        self._wanted = None
+        if key in self._ids:
+            self._show(self._ids[key])
+
+    def _shown_wishes(self) -> tuple[Wish, ...]:
+        """With handles that last until the next `apply`; none while the link is somebody's: to look
+        for them would be a walk over all that are waited for, at each step.
+        """
+        if self._loads or self._lacked:
+            return ()
+        if self._wanted is None:
+            self._wanted = self.wishes.shown(self._is_near)
+        return tuple(
+            Wish(self.intern(card), card.num_pages, worth, card.key.tenant)
+            for card, worth in self._wanted
+        )
+
+    def _is_near(self, key: AdapterKey) -> bool:
+        """In the pool or on its way; or somebody waits for it, and the line has it brought."""
+        adapter_id = self._ids.get(key)
+        if adapter_id is None:
+            return False
+        entry = self._entries[adapter_id]
+        return entry.place is not Place.ABSENT or entry.num_users > 0
 
     def _settle(self, adapter_id: int) -> None:
         """Lets go of an adapter nobody needs: at once when doomed, else when it has no pages."""
         entry = self._entries[adapter_id]
-        if entry.num_users or entry.place is Place.LOADING:
+        if entry.num_users:
+            return
+        if entry.place is Place.LOADING:
+            # One that was wished for goes on: whoever left had only joined in.
+            if entry.doomed or not (entry.prefetched or self.wishes.is_pinned(entry.card.key)):
+                self._link.cancel(entry.load_id)
             return
         if entry.doomed:
             self._depart(adapter_id)
@@ -288,6 +378,7 @@ class Residency:
             heappush(self._free_slots, entry.slot)
         entry.place, entry.slot, entry.load_id, entry.landed_layers = Place.ABSENT, -1, -1, 0
         self._placed.pop(adapter_id, None)
+        self._show(adapter_id)
         if released:
             self._forget(adapter_id)
         elif entry.num_users == 0:

@@ -35,6 +35,8 @@ NEEDS: dict[str, Role | None] = {
     "/lorry.v1.Adapters/List": Role.GENERATE,
     "/lorry.v1.Adapters/Upload": Role.UPLOAD,
     "/lorry.v1.Adapters/Delete": Role.UPLOAD,
+    # Like these two it changes what the server holds; who only generates loads by generating.
+    "/lorry.v1.Adapters/Prefetch": Role.UPLOAD,
     "/lorry.v1.Engine/GetInfo": Role.GENERATE,
     # What belongs to other tenants is shown to admins alone: view.py.
     "/lorry.v1.Engine/GetStats": Role.GENERATE,

@@ -1,25 +1,29 @@
-"""`Adapters`: upload, get, list, delete.
+"""`Adapters`: upload, get, list, delete, prefetch.
 
 Translates and nothing else. An upload is passed on as it arrives, never whole in memory, and
 no faster than the store takes it; one that is cut short, too long, silent or cancelled leaves
-nothing behind. Knows neither files nor formats: the store worker checks those.
+nothing behind. Where an adapter is comes from the engine and goes beside its card; an engine that
+cannot say so leaves it out. Knows neither files nor formats: the store worker checks those.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 from ...adapters.errors import AdapterTooLarge, UploadCorrupt
-from ...adapters.key import AdapterCard
+from ...adapters.key import AdapterCard, AdapterKey
 from ...adapters.names import check_name
 from ...proto import lorry_pb2 as pb
 from ...proto import lorry_pb2_grpc as pb_grpc
 from ..clock import Clock
-from ..errors import DeadlineExceeded, Draining, InvalidRequest
+from ..errors import DeadlineExceeded, Draining, EngineUnavailable, InvalidRequest
+from ..seam import AdapterResidency
 from .front import Front
 from .guard import Context, answering
 from .link import DRAINING
+from .residency import check_fits, check_pins, read_wanted, residency_message
 
 UPLOAD = "/lorry.v1.Adapters/Upload"
 MAX_PAGE_SIZE = 1000
@@ -45,7 +49,9 @@ class AdaptersService(pb_grpc.AdaptersServicer):
     @answering
     async def Get(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:  # noqa: N802
         tenant = self._tenant(context)
-        return _adapter(await self._front.registry.card(tenant, _name(request.name)))
+        card = await self._front.registry.card(tenant, _name(request.name))
+        (adapter,) = await self._with_residency((card,))
+        return adapter
 
     @answering
     async def List(  # noqa: N802
@@ -63,7 +69,7 @@ class AdaptersService(pb_grpc.AdaptersServicer):
             after=request.page_token,
         )
         return pb.ListAdaptersResponse(
-            adapters=[_adapter(card) for card in page.cards],
+            adapters=await self._with_residency(page.cards),
             next_page_token=page.next_after,
             total=page.total,
         )
@@ -74,6 +80,34 @@ class AdaptersService(pb_grpc.AdaptersServicer):
     ) -> pb.DeleteAdapterResponse:
         key = await self._front.registry.delete(self._tenant(context), _name(request.name))
         return pb.DeleteAdapterResponse(version=key.version)
+
+    @answering
+    async def Prefetch(self, request: pb.PrefetchRequest, context: Context) -> pb.Adapter:  # noqa: N802
+        wanted = read_wanted(request)
+        name, tenant = _name(request.name), self._tenant(context)
+        registry, engine = self._front.registry, self._front.engine
+        with self._front.open_call():
+            engine.require()
+            card = await registry.resolve(tenant, name)
+            # From here to the Prefetch nothing is waited for: the key may be forgotten meanwhile.
+            memory, info = self._front.config.memory, engine.require()
+            check_fits(card, memory, info, wanted)
+            if wanted.pinned:
+                check_pins(registry.pins.pages_with(card), memory, info)
+                registry.pins.add(card)
+            elif wanted.pinned is not None:
+                registry.pins.remove((tenant, name))
+            found = await engine.prefetch(card, to_pool=wanted.to_pool, pinned=wanted.pinned)
+        return _adapter(card, found)
+
+    async def _with_residency(self, cards: Sequence[AdapterCard]) -> list[pb.Adapter]:
+        found: dict[AdapterKey, AdapterResidency] = {}
+        if cards:
+            # A card is worth telling although its place is not known.
+            with suppress(EngineUnavailable, Draining):
+                keys = [card.key for card in cards]
+                found = {item.key: item for item in await self._front.engine.residency(keys)}
+        return [_adapter(card, found.get(card.key)) for card in cards]
 
     def _tenant(self, context: Context) -> str:
         return self._front.access.caller(context).tenant
@@ -191,7 +225,7 @@ def _name(name: str) -> str:
     return name
 
 
-def _adapter(card: AdapterCard) -> pb.Adapter:
+def _adapter(card: AdapterCard, found: AdapterResidency | None = None) -> pb.Adapter:
     return pb.Adapter(
         name=card.key.name,
         version=card.key.version,
@@ -204,4 +238,5 @@ def _adapter(card: AdapterCard) -> pb.Adapter:
         created_unix_s=card.created_unix_s,
         notes=card.notes,
         rounding_error=card.rounding_error,
+        residency=None if found is None else residency_message(found),
     )

@@ -114,6 +114,7 @@ class Answer:
                 prompt_tokens=finish.num_prompt_tokens,
                 completion_tokens=self._num_tokens,
                 preemptions=timings.num_preemptions,
+                cached_tokens=finish.num_cached_tokens,
             ),
             timing=pb.Timing(
                 queue_s=timings.queue_s,

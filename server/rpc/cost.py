@@ -27,4 +27,6 @@ def cost_message(report: CostReport) -> pb.CostModel:
         message.load_s = model.load_s
         if model.load_s_per_byte > 0.0:
             message.load_bytes_per_s = 1.0 / model.load_s_per_byte
+    if model.read_s_per_byte > 0.0:
+        message.read_bytes_per_s = 1.0 / model.read_s_per_byte
     return message

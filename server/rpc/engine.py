@@ -14,12 +14,14 @@ from .cost import cost_message
 from .front import Front
 from .guard import Context, answering
 from .limits import request_limits
+from .memory import memory_message
 from .view import name_for, seen_by
 
 PAGE_KINDS = {
     "free": pb.PAGE_KIND_FREE,
     "kv": pb.PAGE_KIND_KV,
     "adapter": pb.PAGE_KIND_ADAPTER,
+    "cached": pb.PAGE_KIND_CACHED,
 }
 
 
@@ -67,6 +69,11 @@ class EngineService(pb_grpc.EngineServicer):
             vocab_size=info.vocab_size,
             limits=request_limits(config.scheduling),
             policy=config.scheduling.policy,
+            site_shapes=[
+                pb.SiteShape(name=site.name, in_width=site.in_width, out_width=site.out_width)
+                for site in info.image_spec.sites
+            ],
+            prefix_cache=config.memory.prefix_cache,
         )
 
 
@@ -101,6 +108,7 @@ def _stats(stats: EngineStats, caller: Caller) -> pb.Stats:
         ],
         pages=[_page_run(run, caller) for run in stats.page_runs],
         cost_model=cost_message(stats.cost),
+        memory=memory_message(stats.memory),
     )
 
 

@@ -8,24 +8,28 @@ the pipe of the next one. Knows no gRPC and no plans.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ...adapters.key import AdapterKey
+from ...adapters.key import AdapterCard, AdapterKey
 from ..errors import LorryError
 from ..seam import (
+    AdapterResidency,
+    AskResidency,
     AskStats,
     Cancel,
     EngineInfo,
     EngineStats,
     Finish,
     Forget,
+    Prefetch,
     Progress,
     PromptLogprobs,
     Reject,
     Released,
     Report,
+    ResidencyAnswer,
     Shutdown,
     StartFailed,
     StatsAnswer,
@@ -37,6 +41,9 @@ from .request_stream import Backlog, RequestStream
 from .totals import Totals
 
 STATS_TIMEOUT_S = 10.0
+PREFETCH_TIMEOUT_S = 10.0
+# Where adapters are is told beside what is asked for: a busy engine is not waited for as long.
+RESIDENCY_TIMEOUT_S = 2.0
 
 
 class EngineClient:
@@ -56,7 +63,7 @@ class EngineClient:
         self._link: PipeLink | None = None
         self._streams: dict[int, RequestStream] = {}
         self.backlog = Backlog()
-        self._questions: dict[int, asyncio.Future[EngineStats]] = {}
+        self._questions: dict[int, asyncio.Future[Any]] = {}
         self._last_id = 0
         self._totals = Totals()
         self.num_heard = 0  # messages, of all lives
@@ -122,20 +129,50 @@ class EngineClient:
         self._send(AskStats(self.next_request_id(), pages=False))
 
     async def stats(self, *, pages: bool) -> EngineStats:
+        return await self._ask(
+            AskStats(self.next_request_id(), pages), "gave no statistics", STATS_TIMEOUT_S
+        )
+
+    async def residency(self, keys: Sequence[AdapterKey]) -> tuple[AdapterResidency, ...]:
+        """In the order of the keys."""
+        question = AskResidency(self.next_request_id(), tuple(keys))
+        return await self._ask(question, "did not say where adapters are", RESIDENCY_TIMEOUT_S)
+
+    async def prefetch(
+        self, card: AdapterCard, *, to_pool: bool, pinned: bool | None
+    ) -> AdapterResidency:
+        """Sent before anything is waited for, as a Submit is: see `Forget`."""
+        question = Prefetch(self.next_request_id(), card, to_pool, pinned)
+        (found,) = await self._ask(question, "did not answer a prefetch", PREFETCH_TIMEOUT_S)
+        return found
+
+    def pin(self, card: AdapterCard) -> bool:
+        """Whether an engine is up that hears it; nobody waits for the answer."""
+        if self.info is None:
+            return False
+        self._send(Prefetch(self.next_request_id(), card, to_pool=True, pinned=True))
+        return True
+
+    async def _ask(
+        self, question: AskStats | AskResidency | Prefetch, failing: str, timeout_s: float
+    ) -> Any:
+        """What the engine answers; `failing`: what it did instead, in an error's words."""
         self.require()
-        query_id = self.next_request_id()
         answer = asyncio.get_running_loop().create_future()
-        self._questions[query_id] = answer
-        self._send(AskStats(query_id, pages))
+        self._questions[question.query_id] = answer
+        self._send(question)
         try:
-            async with asyncio.timeout(STATS_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError as error:
-            raise self._unavailable(
-                f"the engine gave no statistics within {STATS_TIMEOUT_S:g} s"
-            ) from error
+            raise self._unavailable(f"the engine {failing} within {timeout_s:g} s") from error
         finally:
-            self._questions.pop(query_id, None)
+            self._questions.pop(question.query_id, None)
+
+    def _answer(self, query_id: int, value: object) -> None:
+        answer = self._questions.get(query_id)
+        if answer is not None and not answer.done():
+            answer.set_result(value)
 
     def reject_all(self, error: LorryError) -> None:
         """Ends every open request with this; the engine is told to drop them."""
@@ -180,10 +217,9 @@ class EngineClient:
             case Released(key):
                 self._on_released(key)
             case StatsAnswer(query_id, stats):
-                summed = self._totals.heard(stats)
-                answer = self._questions.get(query_id)
-                if answer is not None and not answer.done():
-                    answer.set_result(summed)
+                self._answer(query_id, self._totals.heard(stats))
+            case ResidencyAnswer(query_id, adapters):
+                self._answer(query_id, adapters)
             case _:
                 raise TypeError(f"no event of the seam: {type(event).__name__}")
 

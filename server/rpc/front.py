@@ -39,7 +39,7 @@ class Front:
             on_ready=self._engine_ready, on_released=self._released, on_lost=self._engine_lost
         )
         self.store = StoreClient(on_ready=self._store_ready, on_lost=self._store_lost)
-        self.registry = AdapterRegistry(self.store, forget=self.engine.forget)
+        self.registry = AdapterRegistry(self.store, forget=self.engine.forget, pin=self.engine.pin)
         self.text: Text | None = None  # None: the tokenizer is being read
         self.engine_restarts = 0
         self.engine_up_s = math.nan  # when the engine was last ready
@@ -165,6 +165,8 @@ class Front:
             self.registry.drop_cards()
             self._layout = layout
         self._configure_store(info)
+        if self.store.ready:
+            self.registry.renew_pins()
         self.on_change()
 
     def _store_ready(self, ready: StoreReady) -> None:
@@ -172,6 +174,7 @@ class Front:
         if self.engine.info is not None:
             self._configure_store(self.engine.info)
             self.registry.settle()
+            self.registry.renew_pins()
         self.on_change()
 
     def _configure_store(self, info: EngineInfo) -> None:

@@ -23,6 +23,7 @@ from ...adapters.errors import AdapterError, AdapterNotFound
 from ...adapters.key import AdapterCard, AdapterKey
 from ..errors import EngineUnavailable, LorryError
 from ..store_messages import CardPage, Stored
+from .pins import Pins, Place
 from .store_client import StoreClient
 
 MAX_CACHED_CARDS = 10_000
@@ -30,8 +31,6 @@ MAX_CACHED_CARDS = 10_000
 _log = logging.getLogger("lorry.rpc")
 
 T = TypeVar("T")
-
-Place = tuple[str, str]  # tenant and name
 
 
 class _Lookup:
@@ -44,11 +43,20 @@ class _Lookup:
 
 
 class AdapterRegistry:
-    """`forget` tells the engine and returns whether it will answer Released."""
+    """`forget` tells the engine and returns whether it will answer Released; `pin` tells it and
+    returns whether it is up.
+    """
 
-    def __init__(self, store: StoreClient, *, forget: Callable[[AdapterKey], bool]) -> None:
+    def __init__(
+        self,
+        store: StoreClient,
+        *,
+        forget: Callable[[AdapterKey], bool],
+        pin: Callable[[AdapterCard], bool],
+    ) -> None:
         self._store = store
         self._forget = forget
+        self.pins = Pins(pin)
         self._cards: dict[Place, AdapterCard] = {}  # oldest use first
         self._lookups: dict[Place, _Lookup] = {}
         self._given: dict[Place, AdapterKey] = {}  # submitted in this engine's life
@@ -140,8 +148,26 @@ class AdapterRegistry:
         self._changed(key)
         self._store.unproven(key)
 
+    def renew_pins(self) -> None:
+        """An engine or a store has come up: what is pinned is looked up, and the engine told."""
+        self._keep(self._renew_pins())
+
+    async def _renew_pins(self) -> None:
+        for place in self.pins.places:  # one by one: whoever asks the store meanwhile comes between
+            if place in self.pins:
+                await self._renew_pin(place)
+
+    async def _renew_pin(self, place: Place) -> None:
+        try:
+            await self.resolve(*place)  # whatever is handed out is pinned
+        except AdapterNotFound:
+            self.pins.remove(place)  # a delete that died with a store
+        except (LorryError, AdapterError) as error:
+            _log.warning("%s/%s is pinned and cannot be loaded: %s", *place, error)
+
     def engine_lost(self) -> None:
         """No process uses any file of theirs any more."""
+        self.pins.engine_lost()
         # A doubtful key may still be what its name means: then the store keeps its files.
         for key in (*self._leaving, *(self._given[place] for place in self._doubtful)):
             self._store.purge(key)
@@ -201,6 +227,8 @@ class AdapterRegistry:
             self._changed(stored.card.key)
         if stored.replaced is not None:
             self._retire(stored.replaced)
+            if place in self.pins:
+                self._keep(self._renew_pin(place))
         return stored
 
     async def _delete(self, tenant: str, name: str) -> AdapterKey:
@@ -210,6 +238,7 @@ class AdapterRegistry:
             self._doubt((tenant, name))
             raise
         self._counted(tenant, -1)
+        self.pins.remove((tenant, name))
         self._retire(key)
         return key
 
@@ -248,6 +277,7 @@ class AdapterRegistry:
             self._retire(given)  # the answer that replaced it is late, or died with a store
         self._given[place] = card.key
         self._cards[place] = card
+        self.pins.handed_out(card)
         if len(self._cards) > MAX_CACHED_CARDS:
             del self._cards[next(iter(self._cards))]
         return card

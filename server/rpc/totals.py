@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..seam import EngineStats
+from ..seam import EngineStats, MemoryStats
 
 # The pool's size is a total too, but not one that grows with every life.
 NAMES = tuple(
@@ -17,23 +17,41 @@ NAMES = tuple(
     for field in dataclasses.fields(EngineStats)
     if field.name.endswith("_total") and field.name != "pages_total"
 )
+# Of memory's record, whose other fields say how it is now.
+MEMORY_NAMES = (
+    "prefix_lookup_tokens",
+    "prefix_hit_tokens",
+    "prefix_evictions",
+    "preempted_tokens_kept",
+    "host_hits",
+    "host_misses",
+    "prefetches",
+    "loads_cancelled",
+    "requests_with_adapter",
+    "pool_hits",
+)
 
 
 class Totals:
     def __init__(self) -> None:
-        self._before = dict.fromkeys(NAMES, 0)  # of the lives that have ended
+        self._before: dict[str, int] = dict.fromkeys(NAMES, 0)  # of the lives that have ended
+        self._memory_before: dict[str, int] = dict.fromkeys(MEMORY_NAMES, 0)
         self._last: EngineStats | None = None  # of this life, as the engine counts
 
     def heard(self, stats: EngineStats) -> EngineStats:
         """The same record with its counters over all lives."""
         self._last = stats
-        sums = {name: getattr(stats, name) + before for name, before in self._before.items()}
-        return dataclasses.replace(stats, **sums)
+        memory = dataclasses.replace(stats.memory, **_sums(stats.memory, self._memory_before))
+        return dataclasses.replace(stats, memory=memory, **_sums(stats, self._before))
 
     def engine_lost(self, num_killed: int) -> None:
         """`num_killed`: requests that were open and nobody else has counted."""
         if self._last is not None:
-            for name in NAMES:
-                self._before[name] += getattr(self._last, name)
+            self._before = _sums(self._last, self._before)
+            self._memory_before = _sums(self._last.memory, self._memory_before)
             self._last = None
         self._before["requests_failed_total"] += num_killed
+
+
+def _sums(record: EngineStats | MemoryStats, before: dict[str, int]) -> dict[str, int]:
+    return {name: getattr(record, name) + count for name, count in before.items()}

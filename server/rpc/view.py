@@ -21,6 +21,10 @@ def seen_by(caller: Caller, stats: EngineStats) -> EngineStats:
         stats,
         residents=tuple(r for r in stats.residents if r.key.tenant == caller.tenant),
         page_runs=_without_others(caller.tenant, stats.page_runs),
+        memory=replace(
+            stats.memory,
+            tenant_pages=tuple(p for p in stats.memory.tenant_pages if p[0] == caller.tenant),
+        ),
     )
 
 

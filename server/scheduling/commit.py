@@ -136,8 +136,13 @@ def _enter_newcomers(state: SchedulerState, plan: StepPlan, awaited: Awaited) ->
     num_first = int(np.isnan(state.first_scheduled_s[newcomers]).sum())
     if num_first:
         state.flow.let(num_first)
+    starts = dict(zip(rows.tolist(), awaited.runs[:, 1].tolist(), strict=True))
+    found = {hit.row: hit.num_pages for hit in plan.hits}
     for row in newcomers:
-        state.enter(row, plan.now_s)
+        pages = found.get(row, 0)
+        if (pages > 0) != (starts[row] > 0):
+            raise InternalError(f"row {row} begins at {starts[row]} behind {pages} cached pages")
+        state.enter(row, plan.now_s, cached_tokens=starts[row], cached_pages=pages)
     passed = _passed_by(state, newcomers, newest_first=plan.newest_first)
     if plan.first_without_logits is not None:
         first = state.line.position(*state.age(plan.first_without_logits))

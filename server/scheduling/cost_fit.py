@@ -1,6 +1,6 @@
-"""What the server has learnt of its own speed: fed each step and each load, asked for a model.
+"""What the server has learnt of its own speed: fed each step, load and read, asked for a model.
 
-Owns the two fits (least_squares.py) and the judgement: every step is predicted before it is learnt
+Owns the fits (least_squares.py) and the judgement: every step is predicted before it is learnt
 from, so the error that is published is of steps the model had not seen. Starts from the steps of a
 calibration, or from nothing; then it predicts nothing until it has seen some. A `CostModel` is a
 snapshot, and cheap. Pure, no clock; called by the engine's meter, and by the benches on step logs.
@@ -22,6 +22,7 @@ from .step_work import StepWork, TimedStep
 NUM_COEFS = len(StepWork._fields)
 MIN_STEPS = 4 * NUM_COEFS  # before the first prediction: fewer say too little about too much
 NUM_LOAD_COEFS = 2  # one load, one byte
+NUM_READ_COEFS = 1  # one byte
 
 
 class CostFit:
@@ -30,6 +31,7 @@ class CostFit:
     def __init__(self, calibration: Sequence[TimedStep] = (), *, source: str = "none") -> None:
         self._steps = fit_steps(calibration) if calibration else LeastSquares(NUM_COEFS)
         self._loads = LeastSquares(NUM_LOAD_COEFS)
+        self._reads = LeastSquares(NUM_READ_COEFS)
         self._source = source
         self._judged = JudgedSteps()
 
@@ -42,13 +44,19 @@ class CostFit:
         self._steps.add(row, seconds)
         return predicted_s
 
-    def load(self, num_bytes: int, seconds: float, *, queued_bytes: int = 0) -> None:
-        """Learns how long an adapter took from order to resident, behind so many bytes."""
-        self._loads.add(np.array((1.0, num_bytes + queued_bytes)), seconds)
+    def load(self, num_bytes: int, seconds: float) -> None:
+        """Learns how long an adapter took from host memory to the pool, on a link free for it."""
+        self._loads.add(np.array((1.0, num_bytes)), seconds)
+
+    def read(self, num_bytes: int, seconds: float) -> None:
+        """Learns how long an adapter took from disk to host memory."""
+        self._reads.add(np.array((num_bytes,), np.float64), seconds)
 
     def model(self) -> CostModel:
         load_s, load_s_per_byte = self._loads.coefs.tolist()
-        return CostModel(tuple(self._steps.coefs.tolist()), load_s, load_s_per_byte)
+        (read_s_per_byte,) = self._reads.coefs.tolist()
+        steps = tuple(self._steps.coefs.tolist())
+        return CostModel(steps, load_s, load_s_per_byte, read_s_per_byte)
 
     def report(self) -> CostReport:
         found = self._judged.accuracy()

@@ -21,13 +21,15 @@ class CostModel:
     step_coefs_s: StepCoefs  # seconds a unit of each field of StepWork
     load_s: float = 0.0  # a load takes at least this
     load_s_per_byte: float = 0.0  # 1 / bandwidth of the link
+    read_s_per_byte: float = 0.0  # 1 / bandwidth of the disk, for what is not in host memory
 
     def step_s(self, work: StepWork) -> float:
         return sum(coef * amount for coef, amount in zip(self.step_coefs_s, work, strict=True))
 
-    def load_time_s(self, num_bytes: int, *, queued_bytes: int = 0) -> float:
-        """From order to resident, behind what the link still has to bring."""
-        return self.load_s + self.load_s_per_byte * (num_bytes + queued_bytes)
+    def load_time_s(self, num_bytes: int, *, read: bool = False) -> float:
+        """From order to resident, with disk and link free for it; `read`: from disk."""
+        seconds = self.load_s + self.load_s_per_byte * num_bytes
+        return seconds + self.read_s_per_byte * num_bytes if read else seconds
 
     def named_step_coefs_s(self) -> dict[str, float]:
         """By the name of the amount, in the order of StepWork."""

@@ -15,9 +15,13 @@ Why every request comes to its end (README.md has the longer form):
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .draft import NOBODY, PlanDraft, Row, Where, gather
-from .records import PoolView, Request, StepLimits, StepPlan
+from .draft import PlanDraft, Where
+from .facts import Row, gather
+from .line import NOBODY
+from .prefetch import fetch_ahead
+from .records import PoolView, StepLimits, StepPlan
 from .state import SchedulerState
 
 
@@ -27,27 +31,8 @@ def plan_step(state: SchedulerState, view: PoolView, limits: StepLimits, now_s: 
     barrier = _find_barrier(draft)
     if _keep_running(draft, barrier):
         _admit_waiting(draft, barrier)
+        fetch_ahead(draft)
     return draft.plan()
-
-
-def never_fits(
-    request: Request, num_pages: int, tokens_per_page: int, max_model_len: int
-) -> str | None:
-    """Why this request could not run even alone in an empty pool; None: it could."""
-    num_prompt, num_new = len(request.prompt_ids), request.max_new_tokens
-    if num_prompt + num_new > max_model_len:
-        return (
-            f"{num_prompt} prompt tokens + max_new_tokens {num_new} = {num_prompt + num_new}, "
-            f"the model's context holds {max_model_len}"
-        )
-    kv_pages = -(-(num_prompt + num_new) // tokens_per_page)
-    if kv_pages + request.adapter_pages > num_pages:
-        return (
-            f"{num_prompt} prompt tokens + max_new_tokens {num_new} take {kv_pages} pages of "
-            f"{tokens_per_page} tokens, the adapter takes {request.adapter_pages}: "
-            f"{kv_pages + request.adapter_pages} pages, the pool has {num_pages}"
-        )
-    return None
 
 
 def _expire(state: SchedulerState, now_s: float) -> list[int]:
@@ -60,14 +45,34 @@ def _find_barrier(draft: PlanDraft) -> int | None:
     One whose adapter is on its way does not bar the door: its pages are there already, and
     nobody's waiting makes the link faster. Nor does one whose turn for a step's prompt logits is
     still to come: those before it take them, however empty the pool is. Nor, in a line turned
-    round, one that had no token: to be passed is its lot.
+    round, one that had no token: to be passed is its lot. Nor one that its tenant's cap holds back:
+    that is no business of other tenants.
     """
-    passed = draft.state.overtaken_s[draft.waiting] <= draft.now_s - draft.limits.max_bypass_s
-    passed &= draft.where[draft.waiting_adapters] != Where.LOADING
+    passed = _passed(draft)
+    if draft.tenants is not None:
+        passed &= ~_held_back(draft)
+    return int(passed.argmax()) if passed.any() else None
+
+
+def _passed(draft: PlanDraft) -> NDArray[np.bool_]:
+    """By position: who was passed for too long, and is wronged by it."""
+    rows = draft.line.rows
+    passed = draft.state.overtaken_s[rows] <= draft.now_s - draft.limits.max_bypass_s
+    passed &= draft.where[draft.line.adapters] != Where.LOADING
     passed &= ~draft.waits_for_logits
     if draft.newest_first:
-        passed &= draft.state.has_begun(draft.waiting)
-    return int(passed.argmax()) if passed.any() else None
+        passed &= draft.state.has_begun(rows)
+    return passed
+
+
+def _held_back(draft: PlanDraft) -> NDArray[np.bool_]:
+    """By position: whose tenant's cap has no room for it, found pages or not."""
+    assert draft.tenants is not None
+    return draft.tenants.are_held_back(draft.line.rows, _known_pages(draft, draft.line.rows))
+
+
+def _known_pages(draft: PlanDraft, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return -(-draft.state.num_known[rows] // draft.view.tokens_per_page)
 
 
 def _keep_running(draft: PlanDraft, barrier: int | None) -> bool:
@@ -90,9 +95,11 @@ def _go_on(draft: PlanDraft, row: int, barrier: int | None) -> bool:
         return True  # not for want of room: older prompts that are told fill the step's logits
     state = draft.state
     position, yields = NOBODY, False
-    if barrier is not None and state.age(row) > state.age(int(draft.waiting[barrier])):
+    if barrier is not None and state.age(row) > state.age(int(draft.line.rows[barrier])):
         position, yields = barrier, True
     while (num_tokens := _fitting_tokens(draft, row, position)) < 1:
+        if draft.reclaim():
+            continue
         victim = _pick_victim(draft, row, yields=yields)
         if victim is None:
             return False
@@ -108,9 +115,9 @@ def _fitting_tokens(draft: PlanDraft, row: int, position: int) -> int:
     fact = draft.facts[row]
     wanted = draft.most_tokens(row)
     missing = draft.pages_for(fact.start + wanted) - fact.num_pages
-    if missing <= draft.free_pages:
+    if missing <= draft.kv.free_pages:
         return wanted
-    room = fact.num_pages + draft.reachable_pages(missing, position)
+    room = fact.num_pages + draft.kv.reachable(missing, position)
     return min(wanted, room * draft.view.tokens_per_page - fact.start)
 
 
@@ -126,62 +133,93 @@ def _pick_victim(draft: PlanDraft, row: int, *, yields: bool) -> int | None:
 
 def _admit_waiting(draft: PlanDraft, barrier: int | None) -> None:
     """Walks the line in its order: a row whose adapter is there runs, else its adapter loads."""
-    if not len(draft.waiting):
+    if not len(draft.line):
         return
     state = draft.state
     running = [state.request(row) for row in draft.running]
-    reserve = sum(draft.promised_pages(row) for row in draft.running)
-    end = len(draft.waiting) if barrier is None else barrier + 1
+    reserve = draft.reserve()
+    end = len(draft.line) if barrier is None else barrier + 1
     ready, cold = _candidates(draft, reserve, end)
-    newcomers = gather(state, draft.waiting[sorted(ready + cold)])
-    draft.facts |= newcomers
+    newcomers = gather(state, draft.line.rows[sorted(ready + cold)])
     to_load = set(cold)
-    for position, fact in zip(sorted(ready + cold), newcomers.values(), strict=True):
+    for position, newcomer in zip(sorted(ready + cold), newcomers.values(), strict=True):
         if position in to_load:
-            _plan_adapter(draft, fact, position, reserve)
+            _plan_adapter(draft, newcomer, position, reserve)
             continue
-        needed = draft.pages_for(fact.num_known) + reserve
-        evicted = fact.adapter_id in draft.evictions
-        num_tokens = 0 if draft.is_full else draft.most_tokens(fact.row)
-        if num_tokens < 1 or evicted or not draft.can_take(needed, position):
+        fact, num_idle = draft.behind_hits(newcomer)
+        if not _can_enter(draft, fact, position, reserve=reserve, num_idle=num_idle):
             continue
         request = state.request(fact.row)
         if state.policy.admits(request, running, draft.now_s):
-            draft.running.append(fact.row)
-            draft.run(fact.row, num_tokens, position)
+            draft.enter(fact, num_idle)
+            draft.run(fact.row, draft.most_tokens(fact.row), position)
             running.append(request)
             reserve += draft.promised_pages(fact.row)
+
+
+def _can_enter(draft: PlanDraft, fact: Row, position: int, *, reserve: int, num_idle: int) -> bool:
+    draft.facts[fact.row] = fact
+    if draft.is_full or draft.most_tokens(fact.row) < 1:
+        return False
+    if draft.where[fact.adapter_id] != Where.RESIDENT:
+        return False  # evicted by this plan
+    missing = draft.pages_for(fact.num_known) - fact.num_pages
+    if draft.tenants is not None and not draft.tenants.can_hold(fact, missing + num_idle):
+        return False
+    return draft.can_take(draft.kv, missing + reserve, position)
 
 
 def _candidates(draft: PlanDraft, reserve: int, end: int) -> tuple[list[int], list[int]]:
     """Positions before `end` that fit as things stand: those ready to run, those to load for.
 
-    A newcomer needs room for all it knows, beyond what is promised to those that run, so
-    that being let in is not the first step to being preempted. Everyone who fits is found,
-    however many misfits stand before: the test is one pass over the columns. Few enough come
-    back to be walked one by one.
+    A newcomer needs room for all it knows and does not find cached, beyond what is promised to
+    those that run, so that being let in is not the first step to being preempted. Everyone who
+    fits is found, however many misfits stand before: the test is one pass over the columns. It
+    errs on the side of fitting (who needs which cached page is asked of those who are walked), and
+    few enough come back to be walked one by one.
     """
-    state, limits = draft.state, draft.limits
-    rows, adapters = draft.waiting[:end], draft.waiting_adapters[:end]
-    kept = draft.kept_pages()  # idle, but for someone this far in front
-    room = draft.free_pages + draft.idle_pages - reserve - kept.cumsum()[:end]
-    room -= -(-state.num_known[rows] // draft.view.tokens_per_page)
+    state, limits, line = draft.state, draft.limits, draft.line
+    rows, adapters = line.rows[:end], line.adapters[:end]
+    kept = draft.kept_adapter_pages[:end]  # idle, but for someone this far in front
+    room = draft.kv.free_pages + draft.kv.order.num_pages - reserve
+    room = room + line.hits[:end] - _known_pages(draft, rows)
+    adapter_room = draft.adapters.free_pages + draft.adapters.order.num_pages - kept
+    if draft.adapters is draft.kv:
+        room = room - kept
+        adapter_room = room
+    can_come = (room >= 0) & ~_closed_by_caps(draft)[:end]
     place = draft.where[adapters]
-    ready = np.flatnonzero((place == Where.RESIDENT) & (room >= 0))
-    ready = draft.those_with_logits(ready)
-    absent = (place == Where.ABSENT) & (room >= state.adapter_pages[rows])
+    ready = np.flatnonzero((place == Where.RESIDENT) & can_come)
+    ready = line.those_with_logits(ready, draft.tells_left)
+    absent = (place == Where.ABSENT) & can_come & (adapter_room >= state.adapter_pages[rows])
     absent = np.flatnonzero(absent & ~draft.waits_for_logits[:end])
     # Adapters are fetched ahead only for those who could be next in.
     if len(ready) > limits.max_running:
         ready = ready[: limits.max_running]
         absent = absent[absent < ready[-1]]
-    cold = draft.firsts_of_adapters(absent)[: max(limits.max_loads - draft.num_loading, 0)]
+    cold = line.firsts_of_adapters(absent)[: max(limits.max_loads - draft.num_loading, 0)]
     return [] if draft.is_full else ready.tolist(), cold.tolist()
+
+
+def _closed_by_caps(draft: PlanDraft) -> NDArray[np.bool_]:
+    """By position: who cannot come in for its tenant's cap, or stands behind one of its tenant
+    whom newer ones have passed for too long while the cap held it back.
+    """
+    line, tenants = draft.line, draft.tenants
+    if tenants is None:
+        return np.zeros(len(line), np.bool_)
+    missing = np.maximum(_known_pages(draft, line.rows) - line.hits, 0)
+    barring = _passed(draft) & _held_back(draft)
+    return tenants.are_held_back(line.rows, missing) | tenants.behind_doors(line.rows, barring)
 
 
 def _plan_adapter(draft: PlanDraft, fact: Row, position: int, reserve: int) -> None:
     """Starts the load if adapter and request have room beside what is promised."""
-    needed = fact.adapter_pages + draft.pages_for(fact.num_known) + reserve
-    has_slot = draft.free_slots > 0 or draft.can_evict(position)
-    if has_slot and draft.can_take(needed, position):
+    found, num_idle = draft.behind_hits(fact)
+    missing = draft.pages_for(fact.num_known) - found.num_pages
+    if draft.tenants is not None and not draft.tenants.can_hold(fact, missing + num_idle):
+        return
+    if draft.can_load(fact, position, missing + reserve):
         draft.load(fact.adapter_id, fact.adapter_pages, position)
+        if draft.tenants is not None:
+            draft.tenants.hold(fact, 0)

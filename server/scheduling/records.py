@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from .prefix_view import NO_PREFIXES, PrefixView
 from .sampling import SamplingParams
 
 BASE_ID = -1  # adapter_id of a request to the base model
@@ -46,6 +47,19 @@ class AdapterView:
     num_pages: int
     resident: bool  # False: still on its way, neither usable nor evictable
     last_used_s: float  # instant: when it arrived, or when the last request that named it ended
+    worth: float = 0.0  # what is idle goes by it, smallest first; the economy's (memory/economy.py)
+    pinned: bool = False  # goes only where a request could not get on otherwise
+    tenant: str = ""  # whose pages they are
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """An adapter that nobody in the line waits for and that is worth having in the pool."""
+
+    adapter_id: int  # absent
+    num_pages: int
+    worth: float  # what is idle and worth less may go for it
+    tenant: str = ""
 
 
 def _no_adapters() -> dict[int, AdapterView]:
@@ -61,6 +75,8 @@ class PoolView:
     tokens_per_page: int
     num_free_slots: int  # how many more adapters may hold pages at once
     adapters: Mapping[int, AdapterView] = field(default_factory=_no_adapters)  # by adapter_id
+    prefixes: PrefixView = NO_PREFIXES
+    wishes: tuple[Wish, ...] = ()  # most wanted first
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,10 @@ class StepLimits:
     # Places of prompts whose logits one step computes, for requests that want them told; beside
     # them there is one place for each running request.
     max_prompt_logits: int = MAX_PROMPT_LOGITS
+    # Pages that adapters have to themselves, and KV the rest (the static split of other servers, a
+    # baseline); None: one pool for all.
+    adapter_share_pages: int | None = None
+    max_tenant_pages: int | None = None  # that one tenant may hold; None: all
 
 
 class PlannedRun(NamedTuple):
@@ -82,7 +102,7 @@ class PlannedRun(NamedTuple):
     row: int
     start: int  # tokens computed before this step
     num_tokens: int  # tokens to compute: [start, start + num_tokens)
-    num_new_pages: int  # beyond those it holds
+    num_new_pages: int  # beyond those it holds, or begins behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +113,22 @@ class PlannedLoad:
     num_pages: int
 
 
+class PlannedKeep(NamedTuple):
+    """Pages of a preempted row that become blocks of the prefix cache: nobody in this plan needs
+    them. Those that are blocks already stay without it, unless the plan evicts them.
+    """
+
+    row: int
+    num_pages: int  # full ones, from the beginning, also those that are blocks already
+
+
+class PlannedHit(NamedTuple):
+    """A newcomer that begins behind cached pages."""
+
+    row: int
+    num_pages: int  # the first of its chain; its run starts where they end
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """Counts and names, no page numbers; applied in the order of the fields."""
@@ -101,7 +137,12 @@ class StepPlan:
     expired: tuple[int, ...] = ()  # rows whose deadline has passed
     aborted: tuple[int, ...] = ()  # waiting rows that the policy gives up
     preemptions: tuple[int, ...] = ()  # rows that give their pages back and are recomputed
+    keeps: tuple[PlannedKeep, ...] = ()  # of those, rows whose KV is not thrown away
+    # Blocks of the prefix cache, children first: idle, or held by nobody but rows that go by this
+    # plan (preempted or expired).
+    prefix_evictions: tuple[int, ...] = ()
     evictions: tuple[int, ...] = ()  # adapter_ids
+    hits: tuple[PlannedHit, ...] = ()  # each has a run, and holds these pages from now on
     loads: tuple[PlannedLoad, ...] = ()
     runs: tuple[PlannedRun, ...] = ()  # rows of one adapter side by side, the base's first
     # Of the waiting rows whose prompt is to be told, this one and all behind it had none of the

@@ -58,6 +58,8 @@ class SchedulerState:
         self.key = np.zeros(capacity, np.float64)  # the policy's, smaller is older
         self.seq = np.zeros(capacity, np.int64)  # order of arrival; settles equal keys
         self.num_preemptions = np.zeros(capacity, np.int64)
+        self.tenant_id = np.zeros(capacity, np.int64)  # index in `tenants`
+        self.num_cached_tokens = np.zeros(capacity, np.int64)  # found cached when it first ran
         self.ttft_s = np.zeros(capacity)  # duration: the bound on the first token
         # Instants; inf or nan where it has not happened.
         self.arrival_s = np.zeros(capacity)
@@ -71,9 +73,12 @@ class SchedulerState:
 
         self.requests: list[Request | None] = [None] * capacity
         self.known_ids: list[list[int]] = [[] for _ in range(capacity)]
+        # Names stay: tenants are those of the server's configuration, and they are few.
+        self.tenants: list[str] = []
         self.leaving: set[int] = set()  # rows of that status: asked of every row of every step
         self._free = list(range(capacity - 1, -1, -1))
         self._row_of: dict[int, int] = {}
+        self._tenant_ids: dict[str, int] = {}
         self._next_seq = 0
 
     @property
@@ -119,6 +124,8 @@ class SchedulerState:
         self.adapter_id[row] = request.adapter_id
         self.adapter_pages[row] = request.adapter_pages
         self.adapter_bytes[row] = request.adapter_bytes
+        self.tenant_id[row] = self._tenant_id_of(request.tenant)
+        self.num_cached_tokens[row] = 0
         self.key[row], self.seq[row] = self.policy.sort_key(request), self._next_seq
         self.arrival_s[row], self.ttft_s[row] = request.arrival_s, request.ttft_s
         self.deadline_s[row] = request.deadline_s
@@ -198,6 +205,13 @@ class SchedulerState:
         """Everyone who names it, waiting or running."""
         return np.flatnonzero(self._is_open() & (self.adapter_id == adapter_id)).tolist()
 
+    def absent_adapters(self, max_num: int) -> list[int]:
+        """Adapters that the line waits for, in its order: so many, of those who never ran."""
+        rows = self.line.rows()
+        ids = self.adapter_id[rows[~np.isnan(self.absent_since_s[rows])]]
+        # A line may name one adapter a thousand times; who stands behind those is not next.
+        return list(dict.fromkeys(ids[: 4 * max_num].tolist()))[:max_num]
+
     def rows(self) -> list[int]:
         """Everyone, waiting or running."""
         return np.flatnonzero(self._is_open()).tolist()
@@ -209,12 +223,16 @@ class SchedulerState:
         """Instant of the first deadline among all requests; inf: none."""
         return float(self.deadline_s.min())
 
-    def enter(self, row: int, now_s: float) -> None:
-        """Waiting -> running."""
+    def enter(
+        self, row: int, now_s: float, *, cached_tokens: int = 0, cached_pages: int = 0
+    ) -> None:
+        """Waiting -> running, behind what it finds in the prefix cache."""
         self.line.remove(row, *self.age(row))
         self.status[row] = Status.RUNNING
+        self.num_computed[row], self.num_pages[row] = cached_tokens, cached_pages
         if math.isnan(self.first_scheduled_s[row]):
             self.first_scheduled_s[row] = now_s
+            self.num_cached_tokens[row] = cached_tokens
 
     def give_back(self, row: int) -> None:
         """Running -> waiting under its old key; everything known is to be computed again."""
@@ -236,6 +254,12 @@ class SchedulerState:
     def _unscheduled(self, adapter_id: int) -> NDArray[np.int64]:
         rows = self.line.rows()
         return rows[(self.adapter_id[rows] == adapter_id) & np.isnan(self.first_scheduled_s[rows])]
+
+    def _tenant_id_of(self, tenant: str) -> int:
+        if tenant not in self._tenant_ids:
+            self._tenant_ids[tenant] = len(self.tenants)
+            self.tenants.append(tenant)
+        return self._tenant_ids[tenant]
 
     def _join_line(self, row: int) -> None:
         self.status[row] = Status.WAITING

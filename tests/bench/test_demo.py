@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lorry.bench.demo import KINDS as DEMO_KINDS
 from lorry.bench.demo_table import (
     Question,
     Row,
@@ -25,6 +26,7 @@ from lorry.bench.pages_picture import (
     marks_of,
 )
 from lorry.bench.server_process import ServerFailed, ServerProcess
+from lorry.proto import lorry_pb2 as pb
 
 
 def make_row(**changes: Any) -> Row:
@@ -108,12 +110,13 @@ RUNS = (
     PageRun("adapter", 1, "a"),
     PageRun("free", 4, ""),
     PageRun("adapter", 1, "b"),
+    PageRun("cached", 1, ""),
 )
 
 
 def test_grid_has_one_cell_a_page_in_order() -> None:
     """A picture that sorts or drops pages would not show how they are mixed."""
-    assert draw_grid(RUNS, 4).plain == "BBB#\n#A..\n..B"
+    assert draw_grid(RUNS, 4).plain == "BBB#\n#A..\n..B="
 
 
 def test_legend_adds_up() -> None:
@@ -122,8 +125,14 @@ def test_legend_adds_up() -> None:
     assert sum(counts.values()) == sum(run.count for run in RUNS)
     assert counts["adapter", "b"] == 4
     text = printed(draw_pages(RUNS, width=4))
-    for line in ("4 pages", "2 pages", "KV of running requests", "36%"):
+    for line in ("4 pages", "2 pages", "KV of running requests", "33%", "KV of ended ones"):
         assert line in text
+
+
+def test_every_kind_of_page_has_a_mark() -> None:
+    """A kind that the server learns would end the demo with a KeyError."""
+    for kind in pb.PageKind.values():
+        assert draw_grid([PageRun(DEMO_KINDS[kind], 1, "x")], 1).plain
 
 
 def test_more_adapters_than_letters_still_draw() -> None:

@@ -1,6 +1,7 @@
 """The README's generated parts: each must follow the code it tells of, and a stale one be named."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -139,7 +140,9 @@ def test_config_has_every_field_of_the_configuration() -> None:
     flags = [row[0] for row in cells(readme_tables.render_config())]
     configs = (ModelConfig, MemoryConfig, SchedulingConfig, ServiceConfig, CostConfig)
     names = [field.name for config in configs for field in fields(config)] + ["debug"]
-    expected = ["--" + n.removeprefix("num_").removesuffix("_s").replace("_", "-") for n in names]
+    # Durations lose their unit, rates keep theirs.
+    names = [re.sub("(?<!per)_s$", "", name.removeprefix("num_")) for name in names]
+    expected = ["--" + name.replace("_", "-") for name in names]
     assert flags == expected
     assert set(readme_tables.FLAG_UNITS) == set(expected), "a unit of a flag that is gone"
 

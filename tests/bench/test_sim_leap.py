@@ -14,9 +14,17 @@ from lorry.bench.sim.profile import Profile
 from lorry.bench.sim.simulate import SimResult, simulate
 from lorry.bench.slo.stamps import Outcome
 from lorry.bench.workload.records import Workload
+from lorry.server.config import MemoryConfig
+from lorry.server.memory_rooms import NOTHING_KEPT
 from lorry.server.scheduling.policies import POLICIES, Policy
 from lorry.server.scheduling.router import by_added_cost
-from lorry.tests.sim_builders import draw_workload, make_profile, make_wish, make_workload
+from lorry.tests.sim_builders import (
+    draw_talks,
+    draw_workload,
+    make_profile,
+    make_wish,
+    make_workload,
+)
 
 
 def both(
@@ -26,6 +34,7 @@ def both(
     policy: Policy = POLICIES["fcfs"],
     replicas: int = 1,
     timeout_s: float = math.inf,
+    memory: MemoryConfig = NOTHING_KEPT,
 ) -> tuple[SimResult, SimResult]:
     """The run leapt, and the run stepped."""
     leapt, stepped = (
@@ -33,6 +42,7 @@ def both(
             workload,
             profile,
             policy=policy,
+            memory=memory,
             router=by_added_cost(cost_model(profile), 20.0) if replicas > 1 else None,
             replicas=replicas,
             leap=leap,
@@ -115,3 +125,40 @@ def test_time_alone_changes_the_mind_of_slora(seed: int, limits: dict[str, float
     leapt, stepped = both(workload, make_profile(**limits), policy=POLICIES["slora"])
     same(leapt, stepped)
     assert any(one.outcome is Outcome.REFUSED for one in leapt.run.requests)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    overlaps=st.integers(0, 1),
+    eviction=st.sampled_from(["economy", "lru", "split"]),
+)
+def test_leaping_equals_stepping_with_all_of_memory(
+    seed: int, overlaps: int, eviction: str
+) -> None:
+    """With hits, evicted blocks, kept pages, prefetches and cancelled loads; pages and the order of
+    what may go depend on what a leap leased.
+    """
+    rng = random.Random(seed)
+    workload = draw_talks(seed, num_requests=20, rate_per_s=rng.choice([2.0, 10.0, 40.0]))
+    profile = make_profile(
+        num_pages=rng.choice([40, 60, 120]),
+        max_running=rng.choice([1, 3, 8]),
+        overlaps=overlaps,
+    )
+    timeout_s = rng.choice([math.inf, 2.0])
+    memory = MemoryConfig(eviction=eviction, adapter_share=0.4)
+    leapt, stepped = both(workload, profile, timeout_s=timeout_s, memory=memory)
+    same(leapt, stepped)
+    (ours,), (theirs,) = leapt.replicas, stepped.replicas
+    assert (ours.lookup_tokens, ours.hit_tokens) == (theirs.lookup_tokens, theirs.hit_tokens)
+    assert ours.prefetches == theirs.prefetches
+
+
+def test_memory_is_leapt_over_and_met_again() -> None:
+    """A leap that is never taken, or a cache that is never hit, would pass every comparison."""
+    workload = draw_talks(3, num_requests=40, rate_per_s=4.0)
+    leapt, _ = both(workload, make_profile(num_pages=60), memory=MemoryConfig())
+    assert leapt.leapt > 0.2 * leapt.steps
+    assert leapt.replicas[0].hit_tokens > 100
+    assert leapt.replicas[0].evictions > 0

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from lorry.bench.sim.clock import SimClock
-from lorry.bench.sim.link import SimHostTier, SimLink
+from lorry.bench.sim.host import SimDisk, SimHostTier
+from lorry.bench.sim.link import SimLink
 from lorry.bench.sim.parts import adapter_card
 from lorry.bench.sim.simulate import simulate
 from lorry.bench.slo.stamps import Outcome
 from lorry.bench.workload.records import WorkloadAdapter
-from lorry.server.memory.link_records import LoadOrder
+from lorry.server.memory.link_records import LoadCancelled, Loaded, LoadFailed, LoadOrder
 from lorry.server.scheduling.cost_model import CostModel
 from lorry.server.scheduling.policies import FCFS, POLICIES
 from lorry.server.scheduling.router import round_robin
@@ -169,7 +170,7 @@ def test_loads_cross_one_after_the_other_whoever_is_ready_first() -> None:
         clock, tier, CostModel((0.0,) * 9, 1.0, 0.001), page_bytes=1000, disk_bytes_per_s=500.0
     )
     held = make_order(1, 2)
-    tier.fetch(held.card, 2000)
+    tier.keep(held.card.key, 2000)
     link.start(make_order(0, 3))  # 6 s of disk, then 1 s: ready at 7
     link.start(held)  # ready at 1, across at 3
     assert link.next_event_s() == 3.0
@@ -186,18 +187,57 @@ def test_the_host_tier_keeps_what_was_used_last() -> None:
     """Bytes decide, not numbers; what is larger than all of it is not kept."""
     tier = SimHostTier(5000)
     a, b, c, giant = (make_card(name) for name in ("a", "b", "c", "giant"))
-    assert [tier.fetch(card, 2000) for card in (a, b, a, c, a, b)] == [
-        False,
-        False,
-        True,
-        False,
-        True,
-        False,
-    ]
-    assert not tier.fetch(giant, 6000)
-    assert tier.stats().items == 2
+    found: list[bool] = []
+    for card in (a, b, a, c, a, b):
+        found.append(tier.fetch(card))
+        if not found[-1]:
+            tier.keep(card.key, 2000)
+    assert found == [False, False, True, False, True, False]
+    tier.keep(giant.key, 6000)
+    assert not tier.contains(giant.key) and tier.stats().items == 2
     tier.forget(b.key)
-    assert (tier.stats().bytes, tier.stats().hits, tier.stats().misses) == (2000, 2, 5)
+    assert (tier.stats().bytes, tier.stats().hits, tier.stats().misses) == (2000, 2, 4)
+
+
+def test_a_load_that_is_called_off_makes_room_on_disk_and_wire() -> None:
+    """Before it crosses it ends at once; from then on it goes to its end."""
+    clock, tier = SimClock(), SimHostTier(10_000)
+    link = SimLink(
+        clock, tier, CostModel((0.0,) * 9, 1.0, 0.001), page_bytes=1000, disk_bytes_per_s=500.0
+    )
+    for load_id in range(3):
+        link.start(make_order(load_id, 1))  # read by 2, 4 and 6; across 2 s later
+    clock.reach(1.0)
+    link.cancel(1)
+    assert link.next_event_s() == 1.0
+    (event,) = link.poll()
+    assert isinstance(event, LoadFailed) and isinstance(event.error, LoadCancelled)
+    clock.reach(3.5)
+    link.cancel(0)  # it has crossed half of the way
+    clock.reach(4.0)
+    (event,) = link.poll()
+    assert isinstance(event, Loaded) and (event.seconds, event.read_s) == (4.0, 2.0)
+    assert link.next_event_s() == 6.0  # 2 was read from 2 s on
+    assert link.num_cancelled == 1
+
+
+def test_disk_reads_ahead_what_is_wanted_when_no_load_waits() -> None:
+    """A load goes before what is only wanted, and finds it read if it was."""
+    tier = SimHostTier(10_000)
+    disk = SimDisk(tier, 500.0)
+    a, b, c = (make_card(name).key for name in "abc")
+    disk.hint([(a, 1000), (b, 1000)])
+    disk.advance(1.0)
+    disk.order(c, 1000)
+    assert disk.end_s(c) == 4.0  # a is not broken off; b waits
+    disk.advance(5.0)
+    assert tier.contains(a) and tier.contains(c) and not tier.contains(b)
+    disk.hint([])  # b is under way
+    disk.advance(100.0)
+    assert tier.contains(b)
+    disk.order(a, 500)
+    disk.call_off(a)  # too late: it is under way
+    assert disk.end_s(a) == 101.0
 
 
 def test_ranks_are_those_of_the_workload() -> None:

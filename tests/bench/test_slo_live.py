@@ -34,7 +34,13 @@ from lorry.bench.slo.stamps import Outcome, Run
 from lorry.bench.throughput.workload import ModelShape
 from lorry.bench.workload.errors import WorkloadError
 from lorry.bench.workload.file import write_workload
-from lorry.bench.workload.records import BASE, WorkloadAdapter, WorkloadRequest
+from lorry.bench.workload.records import (
+    BASE,
+    Piece,
+    Workload,
+    WorkloadAdapter,
+    WorkloadRequest,
+)
 from lorry.proto import lorry_pb2 as pb
 from lorry.tests.slo_builders import make_request, make_run, make_stamps, make_workload
 from lorry.tests.slo_run_builders import SMALL, FakeServers, ask_in_jumps, make_load, measure_fake
@@ -167,6 +173,46 @@ def run_fake_cells(fake: FakeServers) -> list[Any]:
     return run_cells(
         servers, [offer], num_rounds=1, warm_up=fake.warm_up, send=fake.send, tell=lambda _: None
     )
+
+
+def test_no_server_meets_a_prompt_in_two_cells() -> None:
+    """What one cell left in the prefix cache would answer the next one's prompts, and the cell that
+    comes first would look the slowest. Policies are compared on the same tokens.
+    """
+    sent: list[tuple[str, Workload]] = []
+
+    class Noting(FakeServers):
+        def send(self, policy: str, workload: Workload) -> Run:
+            sent.append((policy, workload))
+            return super().send(policy, workload)
+
+    shared = Piece(7, 40)  # a system prompt
+    requests = [
+        make_request(0.5 * (idx + 1), prompt=(shared, Piece(2**64 - 1 - idx, 10 + idx)))
+        for idx in range(4)
+    ]
+    workload = make_workload(requests)
+    fake = Noting(lags_s=[0.2])  # the first is late and is sent again
+    offers = [Offer("1x", 2.0, workload), Offer("2x", 4.0, workload)]
+    run_cells(
+        fake.servers(),
+        offers,
+        num_rounds=2,
+        warm_up=fake.warm_up,
+        send=fake.send,
+        tell=lambda _: None,
+    )
+    assert len(sent) == 2 * 2 * 2 + 1
+    for policy in ("fcfs", "slora"):
+        mine = [one for name, one in sent if name == policy]
+        seeds = [{piece.seed for one in w.requests for piece in one.prompt} for w in mine]
+        assert len(set.union(*seeds)) == 5 * len(mine), "none comes twice"
+        for one in mine:
+            assert len({request.prompt[0] for request in one.requests}) == 1, "still shared"
+            sizes = [[piece.num_tokens for piece in request.prompt] for request in one.requests]
+            assert sizes == [[40, 10 + idx] for idx in range(4)]
+    fcfs, slora = ([one for who, one in sent if who == name] for name in ("fcfs", "slora"))
+    assert fcfs[2:] == slora[1:], "the same for all, but where one was sent twice"
 
 
 def test_cell_begins_on_an_idle_warm_server() -> None:

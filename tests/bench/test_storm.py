@@ -13,18 +13,21 @@ from lorry.bench.storm_events import SHARES, draw_events
 from lorry.proto import lorry_pb2 as pb
 
 FREE, KV, ADAPTER = pb.PAGE_KIND_FREE, pb.PAGE_KIND_KV, pb.PAGE_KIND_ADAPTER
+CACHED = pb.PAGE_KIND_CACHED
 
 
 def idle_stats(**overrides: object) -> pb.Stats:
-    """Ten pages, three of them an adapter's that nobody uses."""
+    """Eleven pages, three of them an adapter's that nobody uses, and one of a cached prefix."""
     values: dict[str, object] = {
-        "pages_total": 10,
+        "pages_total": 11,
+        "memory": pb.Memory(pages_cached=1),
         "pages_free": 7,
         "pages_adapter": 3,
         "residents": [pb.ResidentAdapter(name="a", num_pages=3)],
         "pages": [
             pb.PageRun(kind=ADAPTER, count=2, owner="a"),
             pb.PageRun(kind=FREE, count=7),
+            pb.PageRun(kind=CACHED, count=1),
             pb.PageRun(kind=ADAPTER, count=1, owner="a"),
         ],
     }
@@ -42,7 +45,8 @@ def test_an_idle_server_gives_no_cause_to_complain():
         ({"num_running": 1}, "num_running is 1"),
         ({"num_waiting": 2}, "num_waiting is 2"),
         ({"pages_kv": 1, "pages_free": 6}, "pages_kv is 1"),
-        ({"pages_free": 6}, "are not 10 in all"),
+        ({"pages_free": 6}, "are not 11 in all"),
+        ({"memory": pb.Memory()}, "0 cached pages are not 11 in all"),
         ({"residents": [pb.ResidentAdapter(name="a", num_pages=3, num_users=1)]}, "1 users"),
         ({"residents": [pb.ResidentAdapter(name="a", num_pages=3, loading=True)]}, "loading"),
         ({"residents": [pb.ResidentAdapter(name="b", num_pages=3)]}, "residents"),

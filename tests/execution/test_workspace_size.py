@@ -2,12 +2,14 @@
 
 import torch
 
+from lorry.server.config import MIB
 from lorry.server.execution.model import prepare_model
 from lorry.server.execution.workspace_size import (
     MAX_ROWS,
     PAGES_FIRST_BYTES,
     choose_workspace_rows,
     make_workspace,
+    rows_within,
     workspace_bytes,
 )
 from lorry.tests.execution_builders import tiny_llama
@@ -18,7 +20,10 @@ def test_pages_come_first() -> None:
     loaded = prepare_model(tiny_llama())
     row_bytes = workspace_bytes(loaded, 1)
     assert choose_workspace_rows(loaded, PAGES_FIRST_BYTES) == 0
-    assert choose_workspace_rows(loaded, PAGES_FIRST_BYTES + 4 * 10 * row_bytes) == 10
+    assert choose_workspace_rows(loaded, PAGES_FIRST_BYTES + 10 * row_bytes) == 10
+    assert rows_within(400 << 20, row_bytes=1 << 20) == 100
+    pages = [size - rows_within(size, row_bytes=1 << 20) * MIB for size in range(0, 99 * MIB, MIB)]
+    assert pages == sorted(pages), "more bytes gave fewer pages"
     assert choose_workspace_rows(loaded, 1 << 40) == MAX_ROWS
 
 

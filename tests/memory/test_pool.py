@@ -167,3 +167,61 @@ def test_kv_pages_are_a_copy() -> None:
     assert pages.tolist() == first
     assert pool.kv_pages(1).tolist() == first + second
     assert pool.kv_pages(2).tolist() == []
+
+
+def test_a_shared_page_is_free_when_the_last_has_let_go():
+    """The second reader of a page would find it given away; or nobody ever got it back."""
+    heard: list[int] = []
+    pool = Pool(8, on_free=heard.extend)
+    pages = pool.lease(KvOwner(0), 2)
+    pool.cache(pages[:1])
+    pool.share(KvOwner(1), pages[:1])
+    assert pool.stats() == PoolStats(8, 6, 2, 0, 0)
+    assert pool.release(KvOwner(0)) == [pages[1]]
+    assert pool.release(KvOwner(1)) == []
+    assert pool.stats() == PoolStats(8, 7, 0, 0, 1)
+    assert [run.kind for run in pool.page_runs()] == ["cached", "free"]
+    assert pool.uncache(pages[:1]) == [pages[0]]
+    assert heard == [pages[1], pages[0]]
+    pool.audit()
+
+
+def test_a_plan_counts_shared_pages_once_all_who_hold_them_go():
+    """A plan that preempts two readers of a page would be refused, or be given it twice."""
+    pool = Pool(4)
+    pages = pool.lease(KvOwner(0), 3)
+    pool.cache(pages[:2])
+    pool.share(KvOwner(1), pages[:2])
+    pool.uncache(pages[:2])
+    with pytest.raises(InternalError, match="needs 3 pages"):
+        pool.apply(run_plan((2, 3), preempt=[0]))
+    assert sorted(pool.apply(run_plan((2, 4), preempt=[0, 1]))) == pages
+    pool.audit()
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda pool: pool.cache([0]), "page 0 is cached already"),
+        (lambda pool: pool.cache([7]), "nobody's"),
+        (lambda pool: pool.share(KvOwner(1), [1]), "page 1, which is not cached"),
+    ],
+    ids=["twice", "free", "private"],
+)
+def test_only_what_is_computed_and_cached_is_shared(act, words):
+    """A page that its owner still writes would be read by another."""
+    pool = Pool(8)
+    pool.lease(KvOwner(0), 2)
+    pool.cache([0])
+    with pytest.raises(InternalError, match=words):
+        act(pool)
+
+
+def test_the_audit_sees_an_adapter_that_shares_a_page():
+    """KV would be written over its weights."""
+    pool = Pool(8)
+    pages = pool.lease(AdapterOwner(0), 1)
+    pool.cache(pages)
+    pool.share(KvOwner(1), pages)
+    with pytest.raises(InternalError, match=r"two owners \[0\]"):
+        pool.audit()

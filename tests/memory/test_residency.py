@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lorry.server.errors import InternalError
+from lorry.server.memory.economy import make_economy
 from lorry.server.memory.link_records import LayerLanded, Loaded, LoadFailed
 from lorry.server.memory.pool import AdapterOwner, KvOwner, Pool
-from lorry.server.memory.residency import Arrived, Broken, Departed, Residency
+from lorry.server.memory.residency import Residency
+from lorry.server.memory.residency_records import Arrived, Broken, Departed
 from lorry.server.scheduling.records import StepPlan
 from lorry.tests.fakes import NUM_LAYERS, FakeLink, make_card, make_key, make_layout
-from lorry.tests.memory_builders import load_plan
+from lorry.tests.memory_builders import bring, load_plan, make_residency
 
 NAMES = ["foo", "foo-2", "bar", "baz", "qux"]
 PAGES = {name: 1 + place for place, name in enumerate(NAMES)}
@@ -37,7 +39,9 @@ class ResidencyAgainstDict(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool, self.link = Pool(10), FakeLink()
-        self.residency = Residency(self.pool, self.link, max_slots=MAX_SLOTS)
+        self.residency = Residency(
+            self.pool, self.link, max_slots=MAX_SLOTS, economy=make_economy("economy")
+        )
         self.known: dict[str, Known] = {}
         self.attached: dict[int, str] = {}  # slot -> name, as the engine would hold it
         self.over: list[int] = []  # load ids that have ended
@@ -73,7 +77,7 @@ class ResidencyAgainstDict(RuleBasedStateMachine):
         adapter_id = self.residency.intern(make_card(name, num_pages=PAGES[name]))
         known = self.known.setdefault(name, Known(adapter_id))
         assert known.adapter_id == adapter_id
-        self.residency.use(adapter_id)
+        self.residency.use(adapter_id, 0.0)
         known.users += 1
 
     @rule(pick=PICK)
@@ -205,29 +209,12 @@ ResidencyAgainstDict.TestCase.settings = settings(
 TestResidencyAgainstDict = ResidencyAgainstDict.TestCase
 
 
-def make_residency(num_pages: int = 10, max_slots: int = 4) -> tuple[Residency, Pool, FakeLink]:
-    pool, link = Pool(num_pages), FakeLink()
-    return Residency(pool, link, max_slots=max_slots), pool, link
-
-
-def bring(residency: Residency, pool: Pool, link: FakeLink, name: str = "a") -> int:
-    """A resident adapter of two pages with one user."""
-    adapter_id = residency.intern(make_card(name))
-    residency.use(adapter_id)
-    plan = load_plan((adapter_id, 2))
-    pool.apply(plan)
-    (order,) = residency.apply(plan)
-    link.finish(order.load_id)
-    residency.drain(link.poll(), 1.0)
-    return adapter_id
-
-
 def test_a_thousand_adapters_leave_nothing_behind():
     """Long uptime with many adapters would leak handles (anchors, item 8)."""
     residency, _, _ = make_residency()
     for number in range(1000):
         adapter_id = residency.intern(make_card(f"a{number}"))
-        residency.use(adapter_id)
+        residency.use(adapter_id, 0.0)
         residency.leave(adapter_id, 0.0)
         residency.apply(StepPlan())
         assert adapter_id == 0
@@ -252,7 +239,7 @@ def test_a_new_version_is_another_adapter():
     residency, pool, link = make_residency()
     old = bring(residency, pool, link)
     new = residency.intern(make_card(version=2))
-    residency.use(new)
+    residency.use(new, 0.0)
     assert new != old
     assert not residency.is_resident(new)
     residency.doom(make_key())
@@ -267,7 +254,7 @@ def test_a_doomed_load_is_let_go_when_it_ends():
     """Pages would be freed while the link still writes them."""
     residency, pool, link = make_residency()
     adapter_id = residency.intern(make_card())
-    residency.use(adapter_id)
+    residency.use(adapter_id, 0.0)
     plan = load_plan((adapter_id, 2))
     pool.apply(plan)
     (order,) = residency.apply(plan)
@@ -285,7 +272,7 @@ def test_a_failed_load_can_be_tried_again():
     """One bad read would make an adapter unusable until a restart."""
     residency, pool, link = make_residency()
     adapter_id = residency.intern(make_card())
-    residency.use(adapter_id)
+    residency.use(adapter_id, 0.0)
     plan = load_plan((adapter_id, 2))
     pool.apply(plan)
     (first,) = residency.apply(plan)
@@ -313,7 +300,7 @@ def test_a_plan_that_lies_is_a_bug_with_a_name(lie):
     """A wrong plan would read as a wrong answer much later."""
     residency, pool, link = make_residency(max_slots=1)
     adapter_id = residency.intern(make_card())
-    residency.use(adapter_id)
+    residency.use(adapter_id, 0.0)
     if lie == "wrong-size":
         plan, words = load_plan((adapter_id, 3)), "of 2 pages into 3"
     elif lie == "loads-resident":
@@ -339,7 +326,7 @@ def test_leaving_twice_is_a_bug():
     """A user count below zero would let a running adapter go."""
     residency, _, _ = make_residency()
     adapter_id = residency.intern(make_card())
-    residency.use(adapter_id)
+    residency.use(adapter_id, 0.0)
     residency.leave(adapter_id, 0.0)
     with pytest.raises(InternalError, match="no users"):
         residency.leave(adapter_id, 0.0)

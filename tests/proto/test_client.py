@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2
 
+from lorry.proto import lorry_pb2 as pb
 from lorry.proto.async_client import AsyncClient
 from lorry.proto.client import Client
 from lorry.proto.errors import (
@@ -61,7 +62,8 @@ def test_a_stream_yields_one_item_per_message_and_then_the_whole_answer(client: 
     assert list(stream) == [text for text, _ in CHUNKS]
     final = stream.final
     assert (final.text, final.token_ids, final.reason) == (TEXT, (1, 2, 3, 4), "length")
-    assert (final.usage.prompt_tokens, final.usage.preemptions) == (7, 1)
+    usage = final.usage
+    assert (usage.prompt_tokens, usage.preemptions, usage.cached_tokens) == (7, 1, 5)
     assert (final.timing.ttft_s, final.timing.tpot_s) == (0.75, 0.0625)
     assert (final.seed, final.adapter_version) == (2**63 + 1, 3)
 
@@ -263,6 +265,44 @@ def test_list_walks_all_pages(server: FakeServer, client: Client) -> None:
         return [adapter.name async for adapter in other.adapters.list("a")]
 
     assert on_async(server, ask) == ["a1", "a2", "a3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, pb.PrefetchRequest(name="a1")),
+        ({"tier": "pool"}, pb.PrefetchRequest(name="a1", tier=pb.TIER_POOL)),
+        ({"tier": "host"}, pb.PrefetchRequest(name="a1", tier=pb.TIER_HOST)),
+        ({"pin": False}, pb.PrefetchRequest(name="a1", pin=False)),
+        ({"pin": True}, pb.PrefetchRequest(name="a1", pin=True)),
+    ],
+    ids=str,
+)
+def test_a_prefetch_says_what_was_asked(
+    server: FakeServer, client: Client, options: dict[str, Any], sent: pb.PrefetchRequest
+) -> None:
+    """No pin and a pin of False are two things: one leaves it, the other takes it away."""
+
+    async def ask(other: AsyncClient) -> Any:
+        return await other.adapters.prefetch("a1", **options)
+
+    here = client.adapters.prefetch("a1", **options)
+    assert here == on_async(server, ask)
+    assert here.residency.pinned is (options.get("pin") is True)
+    assert server.heard.prefetches == [sent, sent]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"tier": "disk"}, "tier"), ({"tier": 1}, "tier"), ({"pin": 1}, "pin")]
+)
+def test_a_prefetch_that_says_nothing_is_refused_here(
+    server: FakeServer, client: Client, options: dict[str, Any], field: str
+) -> None:
+    """A number would be some other tier, and 1 is not True."""
+    with pytest.raises(InvalidRequest) as caught:
+        client.adapters.prefetch("a1", **options)
+    assert caught.value.field == field
+    assert server.heard.prefetches == []
 
 
 def test_get_delete_info_and_stats(server: FakeServer, client: Client) -> None:

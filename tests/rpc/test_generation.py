@@ -72,7 +72,7 @@ def test_text_streams_whole_and_the_final_message_adds_up():
         ids = [token for chunk in chunks for token in chunk.token_ids]
         assert ids[0] == BOS_ID
         assert final.usage.prompt_tokens == final.usage.completion_tokens == len(ids)
-        assert final.usage.preemptions == 2
+        assert (final.usage.preemptions, final.usage.cached_tokens) == (2, 1)
         assert final.reason == pb.FINISH_REASON_LENGTH
         assert (final.timing.queue_s, final.timing.load_s) == (0.5, 0.25)
         assert final.timing.tpot_s == pytest.approx(3.0 / (len(ids) - 1))

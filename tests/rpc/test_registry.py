@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from lorry.adapters.errors import AdapterLoadFailed
+from lorry.adapters.errors import AdapterLoadFailed, AdapterNotFound
 from lorry.adapters.key import AdapterCard, AdapterKey
 from lorry.server.rpc.registry import AdapterRegistry
 from lorry.server.rpc.store_client import StoreClient
@@ -51,7 +51,15 @@ class Desk:
         self.store = ScriptedStore()
         self.forgotten: list[AdapterKey] = []
         self.engine_up = True
-        self.registry = AdapterRegistry(cast(StoreClient, self.store), forget=self._forget)
+        self.pinned: list[AdapterCard] = []  # what the engine was told to keep
+        self.registry = AdapterRegistry(
+            cast(StoreClient, self.store), forget=self._forget, pin=self._pin
+        )
+
+    def _pin(self, card: AdapterCard) -> bool:
+        if self.engine_up:
+            self.pinned.append(card)
+        return self.engine_up
 
     def _forget(self, key: AdapterKey) -> bool:
         if self.engine_up:
@@ -203,5 +211,67 @@ def test_a_lookup_that_fails_over_a_version_that_is_no_more_is_made_again():
         desk.store.cards[2].set_exception(AdapterLoadFailed("bad disk"))
         with pytest.raises(AdapterLoadFailed, match="bad disk"):
             await failing
+
+    run(body)
+
+
+def test_a_pin_is_told_before_its_card_is_used_and_never_after_its_forget():
+    """Broken: a pinned version is served from unpinned; or a renewal that a delete overtook brings
+    a forgotten key back, or pins what is uploaded under that name later.
+    """
+
+    async def body() -> None:
+        desk = Desk()
+        desk.registry.pins.add(make_card())
+        desk.registry.engine_lost()
+        desk.registry.renew_pins()
+        await turns(2)
+        deleting = asyncio.create_task(desk.registry.delete("default", "upper"))
+        await turns(2)
+        desk.store.deletes[0].set_result(make_card().key)
+        await deleting
+        desk.store.cards[0].set_result(make_card())
+        await turns(4)
+        desk.store.cards[1].set_exception(AdapterNotFound("none", name="upper"))
+        await turns(4)
+        assert desk.pinned == [] and desk.registry.pins.places == ()
+
+    run(body)
+
+
+def test_a_name_that_is_no_more_loses_its_pin_when_pins_are_renewed():
+    """Broken: a delete whose answer died with the store leaves its pin for ever."""
+
+    async def body() -> None:
+        desk = Desk()
+        desk.registry.pins.add(make_card())
+        desk.registry.engine_lost()
+        desk.registry.renew_pins()
+        await turns(2)
+        desk.store.cards[0].set_exception(AdapterNotFound("none", name="upper"))
+        await turns(4)
+        assert desk.registry.pins.places == ()
+
+    run(body)
+
+
+def test_an_engine_that_is_down_is_told_of_a_pin_in_its_next_life():
+    """Broken: a request that came too early took the one chance to pin."""
+
+    async def body() -> None:
+        desk = Desk()
+        desk.registry.pins.add(make_card())
+        desk.registry.engine_lost()
+        desk.engine_up = False
+        for _ in range(2):
+            asking = asyncio.create_task(desk.resolve())
+            await turns(2)
+            if not asking.done():
+                desk.store.cards[0].set_result(make_card())
+            await asking
+            desk.engine_up = True
+        assert desk.pinned == [make_card()]
+        await desk.resolve()
+        assert desk.pinned == [make_card()]  # once a life
 
     run(body)

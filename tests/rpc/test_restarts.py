@@ -17,8 +17,8 @@ from lorry.proto import lorry_pb2_grpc as pb_grpc
 from lorry.server.clock import Clock
 from lorry.server.errors import DeadlineExceeded
 from lorry.server.rpc.adapters import UPLOAD_SILENCE_S, UploadParts
-from lorry.server.rpc.totals import NAMES, Totals
-from lorry.server.seam import Forget, Submit
+from lorry.server.rpc.totals import MEMORY_NAMES, NAMES, Totals
+from lorry.server.seam import Forget, MemoryStats, Submit
 from lorry.server.store_messages import (
     BeginUpload,
     CommitUpload,
@@ -225,12 +225,18 @@ def test_every_counter_is_carried_over_and_nothing_else():
     totals = Totals()
     gauges = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv")
     gauges += ("pages_adapter", "host_bytes")
-    stats = make_stats(**dict.fromkeys((*NAMES, *gauges), 3))
+    memory_gauges = ("pages_cached", "host_capacity_bytes", "host_peak_bytes")
+    memory: Any = dict.fromkeys((*MEMORY_NAMES, *memory_gauges), 5)
+    said = {"eviction", "params", "tenant_pages"}  # what is no number
+    assert set(MemoryStats.__dataclass_fields__) == {*memory, *said}
+    stats = make_stats(**dict.fromkeys((*NAMES, *gauges), 3), memory=MemoryStats(**memory))
     assert totals.heard(stats) == totals.heard(stats) == stats
     totals.engine_lost(0)
     after = totals.heard(stats)
     assert {name: getattr(after, name) for name in NAMES} == dict.fromkeys(NAMES, 6)
     assert {name: getattr(after, name) for name in gauges} == dict.fromkeys(gauges, 3)
+    sums = {name: getattr(after.memory, name) for name in memory}
+    assert sums == dict.fromkeys(MEMORY_NAMES, 10) | dict.fromkeys(memory_gauges, 5)
 
 
 class Dribble:

@@ -17,7 +17,7 @@ from lorry.proto import lorry_pb2 as pb
 from lorry.proto import lorry_pb2_grpc as pb_grpc
 from lorry.server.rpc.access import Caller
 from lorry.server.rpc.view import seen_by
-from lorry.server.seam import PageRunStats, ResidentStats, Submit
+from lorry.server.seam import MemoryStats, PageRunStats, ResidentStats, Submit
 from lorry.server.store_messages import BeginUpload
 from lorry.server.tokens import Role
 from lorry.tests.access_builders import (
@@ -80,6 +80,9 @@ def test_another_tenants_adapter_is_like_one_that_nobody_has(tmp_path: Path, who
             "get": lambda name: stub.Get(pb.GetAdapterRequest(name=name), metadata=headers[who]),
             "delete": lambda name: stub.Delete(
                 pb.DeleteAdapterRequest(name=name), metadata=headers[who]
+            ),
+            "prefetch": lambda name: stub.Prefetch(
+                pb.PrefetchRequest(name=name, pin=True), metadata=headers[who]
             ),
             "generate": lambda name: generate(service, name, headers[who]),
         }
@@ -145,7 +148,8 @@ def shared_engine() -> FakeEngine:
     residents = tuple(
         ResidentStats(make_card_of(tenant, name).key, 2, False, 1) for tenant, name in PLACES
     )
-    engine = FakeEngine(stats=make_stats(pages_total=32, residents=residents))
+    memory = MemoryStats(tenant_pages=(("acme", 4), ("rival", 8)))
+    engine = FakeEngine(stats=make_stats(pages_total=32, residents=residents, memory=memory))
     engine.page_runs = (
         PageRunStats("adapter", 2, "shared", "acme"),
         PageRunStats("adapter", 3, "shared", "rival"),
@@ -175,6 +179,7 @@ def test_statistics_name_what_is_ones_own(tmp_path: Path):
                 (2, "9"),
                 (20, ""),
             ]
+            assert [(t.tenant, t.pages) for t in seen[who].memory.tenants] == [("acme", 4)]
             assert seen[who].adapters_registered == 2
             assert "rival" not in str(seen[who])
             assert "secret" not in str(seen[who])
@@ -192,6 +197,8 @@ def test_statistics_name_what_is_ones_own(tmp_path: Path):
             "9",
             "",
         ]
+        held = [(tenant.tenant, tenant.pages) for tenant in seen["admin"].memory.tenants]
+        assert held == [("acme", 4), ("rival", 8)]
         assert seen["admin"].adapters_registered == len(PLACES)
         assert {who: stats.pages_total for who, stats in seen.items()} == dict.fromkeys(seen, 32)
 

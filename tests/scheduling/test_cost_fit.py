@@ -97,16 +97,27 @@ def test_only_the_last_steps_are_judged() -> None:
 
 
 def test_loads_have_a_latency_and_a_bandwidth() -> None:
-    """What is queued before a load counts as its own bytes."""
+    """Small adapters would look free, or large ones as cheap as small ones."""
     fit, rng = CostFit(), np.random.default_rng(5)
     for _ in range(200):
-        own, queued = int(rng.integers(1, 64)) << 20, int(rng.integers(0, 3)) << 24
-        seconds = (2e-3 + (own + queued) / 5e9) * float(np.exp(rng.normal(0.0, 0.05)))
-        fit.load(own, seconds, queued_bytes=queued)
+        num_bytes = int(rng.integers(1, 64)) << 20
+        fit.load(num_bytes, (2e-3 + num_bytes / 5e9) * float(np.exp(rng.normal(0.0, 0.05))))
     model = fit.model()
     assert model.load_s == pytest.approx(2e-3, rel=0.1)
     assert model.load_s_per_byte == pytest.approx(1 / 5e9, rel=0.1)
-    assert model.load_time_s(50 << 20, queued_bytes=1 << 24) == pytest.approx(
-        2e-3 + ((50 << 20) + (1 << 24)) / 5e9, rel=0.05
-    )
+    assert model.load_time_s(50 << 20) == pytest.approx(2e-3 + (50 << 20) / 5e9, rel=0.05)
     assert fit.report().num_loads == 200
+
+
+def test_reading_from_disk_is_learnt_apart() -> None:
+    """An adapter in host memory would look as dear to bring back as one on disk, or the reverse."""
+    fit, rng = CostFit(), np.random.default_rng(6)
+    for _ in range(100):
+        num_bytes = int(rng.integers(1, 64)) << 20
+        fit.load(num_bytes, 1e-3 + num_bytes / 5e9)
+        fit.read(num_bytes, num_bytes / 5e8 * float(np.exp(rng.normal(0.0, 0.05))))
+    model = fit.model()
+    assert model.read_s_per_byte == pytest.approx(1 / 5e8, rel=0.05)
+    assert model.load_time_s(5_000_000) == pytest.approx(2e-3, rel=0.01)
+    assert model.load_time_s(5_000_000, read=True) == pytest.approx(12e-3, rel=0.05)
+    assert fit.report().num_loads == 100

@@ -6,11 +6,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lorry.server.scheduling.plan import never_fits, plan_step
+from lorry.server.scheduling.fitting import never_fits
+from lorry.server.scheduling.plan import plan_step
 from lorry.server.scheduling.policies import Policy
 from lorry.server.scheduling.records import PlannedLoad, StepPlan
 from lorry.server.scheduling.state import SchedulerState
 from lorry.tests.scheduling_builders import (
+    enter,
     loading,
     make_limits,
     make_request,
@@ -18,14 +20,6 @@ from lorry.tests.scheduling_builders import (
     make_view,
     resident,
 )
-
-
-def enter(state: SchedulerState, row: int, *, computed: int, pages: int, extra: int = 0) -> None:
-    """As if the row had run: `extra` answer tokens known."""
-    state.enter(row, 0.0)
-    state.num_computed[row], state.num_pages[row] = computed, pages
-    state.known_ids[row] += [50] * extra
-    state.num_known[row] += extra
 
 
 def rows(plan: StepPlan) -> list[int]:

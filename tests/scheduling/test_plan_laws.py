@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from lorry.server.scheduling.records import Ending, Request
 from lorry.server.scheduling.state import SchedulerState
 from lorry.tests.life_builders import MAX_STEPS, live, make_world, random_requests
-from lorry.tests.scheduling_builders import World, make_limits, make_request
+from lorry.tests.scheduling_builders import make_limits, make_request
+from lorry.tests.world_builders import World
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_everyone_is_served(seed):
     """A request would starve, or two would take each other's pages for ever."""
@@ -82,7 +83,7 @@ def test_scarcity_forces_preemption_eviction_and_chunks():
     assert len(chunked) > 50
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=75, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_the_oldest_running_row_gets_on_at_every_step(seed):
     """Two rows would preempt each other in turn; or an old one wait for new ones.

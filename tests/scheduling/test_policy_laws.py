@@ -12,7 +12,8 @@ from lorry.server.scheduling.policies import FCFS, SLORA
 from lorry.server.scheduling.records import Ending
 from lorry.server.scheduling.state import SchedulerState
 from lorry.tests.life_builders import live
-from lorry.tests.scheduling_builders import World, make_limits, make_request
+from lorry.tests.scheduling_builders import make_limits, make_request
+from lorry.tests.world_builders import World
 
 TTFTS_S = (3.0, 10.0, 40.0, 200.0)
 

@@ -6,7 +6,8 @@ import pytest
 
 from lorry.server.errors import InternalError
 from lorry.server.scheduling.commit import awaits, commit
-from lorry.server.scheduling.draft import NOBODY, PlanDraft
+from lorry.server.scheduling.draft import PlanDraft
+from lorry.server.scheduling.line import NOBODY
 from lorry.server.scheduling.plan import plan_step
 from lorry.server.scheduling.records import Ending, PlannedRun, StepPlan
 from lorry.server.scheduling.state import SchedulerState

@@ -12,9 +12,10 @@ from types import ModuleType
 
 import pytest
 
+from lorry.proto import lorry_pb2 as pb
 from lorry.proto.transport import DEFAULT_ADDRESS
 from lorry.server import cli_options
-from lorry.server.cli import BENCHES, main
+from lorry.server.cli import BENCHES, _memory_rows, main  # pyright: ignore[reportPrivateUsage]
 from lorry.server.cli_options import parse_size, write_size
 from lorry.server.config import (
     MemoryConfig,
@@ -24,7 +25,7 @@ from lorry.server.config import (
     ServiceConfig,
 )
 from lorry.server.errors import EngineUnavailable
-from lorry.tests.proto_builders import TEXT, FakeServer, make_peft_directory
+from lorry.tests.proto_builders import TEXT, FakeServer
 
 NOBODY = "127.0.0.1:1"
 GIB = 1 << 30
@@ -52,7 +53,7 @@ def test_generate_prints_the_answer_alone_on_stdout(server: FakeServer, capsys: 
     assert main(["generate", "prompt", *arguments]) == 0
     out, err = capsys.readouterr()
     assert out == TEXT + "\n"
-    assert "7 + 4 tokens" in err
+    assert "7 + 4 tokens, 5 of them cached, length" in err
     (request,) = server.heard.generate
     assert (request.text, request.adapter, request.max_new_tokens) == ("prompt", "upper", 5)
     assert request.sampling.seed == 3
@@ -103,6 +104,7 @@ def test_a_refusal_in_json_keeps_its_fields(server: FakeServer, capsys: Captured
         ["info"],
         ["adapter", "list"],
         ["adapter", "show", "x"],
+        ["adapter", "prefetch", "x"],
         ["adapter", "delete", "x"],
     ],
     ids=" ".join,
@@ -127,6 +129,11 @@ def test_an_unreachable_server_is_exit_code_three(command: list[str], capsys: Ca
         ["serve"],
         ["serve", "--model", "x", "--pool-bytes", "12 parsecs"],
         ["serve", "--model", "x", "--max-rank", "300"],
+        ["serve", "--model", "x", "--eviction", "random"],
+        ["serve", "--model", "x", "--adapter-share", "0"],
+        ["serve", "--model", "x", "--eviction", "split", "--adapter-share", "1"],
+        ["serve", "--model", "x", "--tenant-share", "1.1"],
+        ["serve", "--model", "x", "--link-bytes-per-s", "-1"],
         ["serve", "--model", "x", "--max-bypass", "-5"],
         ["serve", "--model", "x", "--max-bypass", "inf"],
         ["serve", "--model", "x", "--ttft", "nan"],
@@ -152,7 +159,22 @@ def test_info_shows_what_is_served(server: FakeServer, capsys: Captured) -> None
     out, _ = capsys.readouterr()
     assert "tiny" in out
     assert "[upper]" in out
-    assert "59 free" in out
+    assert "17 cached, 59 free" in out
+    for words in (
+        "75.0% of adapters asked for found, 5 prefetches, 6 loads cancelled",
+        "65.0% of prompt tokens found, 3 pages evicted, 4 tokens of preempted requests kept",
+        "1.0 MiB of 4.0 MiB, 3.0 MiB at most; 12.5% of images found",
+        "economy (span_turnovers 4)",
+    ):
+        assert words in out
+
+
+def test_info_of_an_idle_server_has_no_rates() -> None:
+    """Nothing divided by nothing is no hit rate; a cache that is off has found nothing either."""
+    rows = dict(_memory_rows(pb.Info(), pb.Stats(memory=pb.Memory(eviction="lru"))))
+    assert rows["prefix cache"] == "off"
+    assert str(rows["pool"]).startswith("no adapters asked for yet, 0 prefetches")
+    assert rows["eviction"] == "lru"
 
 
 def test_info_json_has_both_answers(server: FakeServer, capsys: Captured) -> None:
@@ -161,91 +183,6 @@ def test_info_json_has_both_answers(server: FakeServer, capsys: Captured) -> Non
     document = json.loads(capsys.readouterr().out)
     assert document["info"]["num_pages"] == 64
     assert document["stats"]["tokens_decode_total"] == 2**40
-
-
-def test_upload_goes_on_after_a_refusal_and_tells_at_the_end(
-    server: FakeServer, capsys: Captured, tmp_path: Path
-) -> None:
-    """One bad adapter in a folder of hundreds must not keep the others back."""
-    names = ["first", "bad", "empty", "last"]
-    folders = [make_peft_directory(tmp_path / name) for name in names]
-    (folders[2] / "adapter_config.json").unlink()
-    assert main(["adapter", "upload", *map(str, folders)]) == 1
-    out, err = capsys.readouterr()
-    assert [header.name for header in server.heard.headers] == ["first", "bad", "last"]
-    assert "first" in out
-    assert "last" in out
-    assert "use_dora is true" in err
-    assert "adapter_config.json" in err
-    assert "trained on another base" in err
-
-
-def test_two_directories_of_one_name_are_refused_before_anything_is_sent(
-    server: FakeServer, capsys: Captured, tmp_path: Path
-) -> None:
-    """The second would replace the first, and both be listed as stored."""
-    folders = [make_peft_directory(tmp_path / run / "final") for run in ("d1", "d2")]
-    assert main(["adapter", "upload", *map(str, folders)]) == 2
-    assert server.heard.headers == []
-    err = capsys.readouterr().err
-    assert str(folders[0]) in err
-    assert str(folders[1]) in err
-
-
-def test_upload_json_lists_stored_and_failed(
-    server: FakeServer, capsys: Captured, tmp_path: Path
-) -> None:
-    """A script needs both lists, with the directory of each failure."""
-    folders = [str(make_peft_directory(tmp_path / name)) for name in ("good", "bad")]
-    assert main(["adapter", "upload", "--json", *folders]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert [adapter["name"] for adapter in document["adapters"]] == ["good"]
-    (failure,) = document["failed"]
-    assert failure["directory"] == folders[1]
-    assert failure["error"]["field"] == "use_dora"
-
-
-def test_a_local_fault_alone_is_bad_usage(
-    server: FakeServer, capsys: Captured, tmp_path: Path
-) -> None:
-    """The server never said no: nothing was sent."""
-    assert main(["adapter", "upload", str(tmp_path / "none")]) == 2
-    assert "not a directory" in capsys.readouterr().err
-
-
-def test_upload_takes_a_name_for_one_directory_only(
-    server: FakeServer, capsys: Captured, tmp_path: Path
-) -> None:
-    """Two directories under one name: the second would silently replace the first."""
-    folders = [str(make_peft_directory(tmp_path / name)) for name in ("x", "y")]
-    assert main(["adapter", "upload", folders[0], "--name", "other"]) == 0
-    assert main(["adapter", "upload", *folders, "--name", "other"]) == 2
-    assert [header.name for header in server.heard.headers] == ["other"]
-
-
-def test_upload_stops_when_nobody_answers(capsys: Captured, tmp_path: Path) -> None:
-    """A thousand directories would wait for a thousand connections."""
-    folders = [str(make_peft_directory(tmp_path / name)) for name in ("x", "y")]
-    assert main(["adapter", "upload", *folders, "--address", NOBODY]) == 3
-    assert capsys.readouterr().err.count("can be reached") == 1
-
-
-def test_list_show_and_delete(server: FakeServer, capsys: Captured) -> None:
-    """Each prints what was asked, as a table and as JSON."""
-    assert main(["adapter", "list", "--prefix", "a", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)["adapters"]
-    assert [adapter["name"] for adapter in listed] == ["a1", "a2", "a3"]
-    assert main(["adapter", "list"]) == 0
-    out = capsys.readouterr().out
-    assert "b2" in out and "rounding" in out and "2.5e-04" in out
-    assert main(["adapter", "show", "a1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["max_rank"] == 8
-    assert main(["adapter", "show", "a1"]) == 0
-    assert "q_proj" in capsys.readouterr().out
-    assert main(["adapter", "delete", "a1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"name": "a1", "version": 4}
-    assert main(["adapter", "delete", "a1"]) == 0
-    assert "version 4" in capsys.readouterr().out
 
 
 def test_serve_without_flags_is_the_config_of_config_py() -> None:
@@ -268,7 +205,7 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
             cuda_graphs=False,
             compile_layers=True,
         ),
-        MemoryConfig(512 << 20, 3 * GIB // 2, 17),
+        MemoryConfig(512 << 20, 3 * GIB // 2, 17, False, True, "split", 0.3, 0.4, False),
         SchedulingConfig(5, 6, 77, 8.5, 9.5, 0.125, 11, False, "slora"),
         ServiceConfig(
             "0.0.0.0",
@@ -291,6 +228,8 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
         "--model m --device cuda:1 --dtype bfloat16 --max-model-len 101 --threads 3 "
         "--kernels triton --no-cuda-graphs --compile-layers "
         "--pool-bytes 512MiB --host-bytes 1.5GiB --max-rank 17 --max-running 5 --max-waiting 6 "
+        "--no-prefix-cache --share-prefixes --eviction split --adapter-share 0.3 "
+        "--tenant-share 0.4 --no-prefetch "
         "--max-step-tokens 77 --max-bypass 8.5 --ttft 9.5 --tpot 0.125 --max-new-tokens 11 "
         "--host 0.0.0.0 --port 1234 --store s --drain 12.5 --metrics-port 13 --allow-remote "
         "--max-upload-bytes 4096 --tokens t --tls-cert c --tls-key k --tls-client-ca ca "
@@ -304,8 +243,18 @@ def test_every_serve_flag_reaches_its_own_field() -> None:
     for part in ("model", "memory", "scheduling", "service"):
         ours, theirs = getattr(wanted, part), getattr(default, part)
         same = [name for name in ours.__slots__ if getattr(ours, name) == getattr(theirs, name)]
-        assert same == [], "a field that keeps its default here is not tested"
+        # What is emulated on a CPU has a test of its own.
+        assert same == (["link_bytes_per_s"] if part == "memory" else []), "a field not tested here"
     assert wanted == replace(wanted, debug=True)
+
+
+def test_a_link_is_emulated_on_a_cpu_alone() -> None:
+    """On a GPU a number would be measured that no link of it has."""
+    seen: list[ServerConfig] = []
+    flags = ["serve", "--model", "m", "--link-bytes-per-s", "1e9"]
+    assert main(flags, run_server=lambda config: seen.append(config) or 0) == 0
+    assert seen[0].memory == MemoryConfig(link_bytes_per_s=1e9)
+    assert main([*flags, "--device", "cuda"], run_server=lambda config: 0) == 2
 
 
 def test_serve_returns_the_supervisors_status_and_tells_its_refusal(capsys: Captured) -> None:

@@ -26,7 +26,7 @@ def test_a_base_request_streams_its_tokens_and_frees_its_pages():
     finish = bench.ended[1]
     assert isinstance(finish, Finish)
     assert (finish.reason, finish.num_prompt_tokens, finish.num_new_tokens) == ("length", 3, 4)
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_decode_steps_feed_the_token_from_the_device():
@@ -97,7 +97,7 @@ def test_a_deleted_adapter_goes_when_its_last_user_leaves():
     assert len(bench.tokens[1]) == 4
     assert bench.released == ["a"] and not bench.runner.attached
     assert bench.host_tier.forgotten == [card.key]
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_forgetting_an_adapter_nobody_loaded_is_answered_at_once():
@@ -129,7 +129,7 @@ def test_cancel_frees_pages_within_a_step():
     bench.step(3)
     bench.tell(Cancel(1))
     bench.step()
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
     bench.tell(Cancel(1), Cancel(99))
     bench.step()
 
@@ -140,7 +140,7 @@ def test_a_passed_deadline_ends_the_request_with_the_numbers():
     bench.tell(submit(1, max_new_tokens=100, timeout_s=0.05))
     bench.run_dry()
     assert isinstance(bench.ended[1], DeadlineExceeded)
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_what_can_never_fit_is_refused_with_the_arithmetic():
@@ -238,7 +238,7 @@ def test_a_request_behind_the_shutdown_is_answered_too():
     bench.tell(Shutdown(), submit(9, make_card()))
     bench.step()
     assert isinstance(bench.ended[9], Draining)
-    assert bench.pool.num_free == bench.pool.num_pages and not bench.link.started
+    assert bench.num_available == bench.pool.num_pages and not bench.link.started
 
 
 def test_the_audit_sees_a_page_that_was_taken_twice():

@@ -34,7 +34,7 @@ def test_who_would_be_too_late_is_told_so_at_once(bench):
     stats = bench.engine.stats(pages=False)
     assert (stats.requests_aborted_total, stats.requests_failed_total) == (1, 1)
     assert stats.requests_finished_total == 2
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_the_adapter_of_one_given_up_is_free_to_go(bench):

@@ -49,7 +49,7 @@ def test_an_adapter_that_cannot_be_attached_fails_alone():
     bench.run_dry()
     assert isinstance(bench.ended[3], InternalError)
     bench.pool.audit()
-    assert bench.pool.num_free + 2 == bench.pool.num_pages  # the good one stays
+    assert bench.num_available + 2 == bench.pool.num_pages  # the good one stays
 
 
 def test_a_rank_beyond_the_buffers_is_refused_at_the_door():
@@ -69,4 +69,4 @@ def test_logits_that_are_not_finite_end_their_request_alone():
     assert isinstance(bench.ended[1], AdapterRefused) and "loud" in str(bench.ended[1])
     assert len(bench.tokens[1]) == 2
     assert isinstance(bench.ended[2], Finish)
-    assert bench.pool.num_free + 2 == bench.pool.num_pages
+    assert bench.num_available + 2 == bench.pool.num_pages

@@ -37,7 +37,7 @@ def test_stop_ends_the_answer_with_what_was_made():
     assert (finish.reason, finish.num_new_tokens) == ("stop", 3)
     assert bench.tokens[1] == fake_answer(PROMPT, 3)
     assert bench.engine.counters.requests_finished == 1
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_stop_that_crosses_the_end_is_no_second_end():
@@ -50,7 +50,7 @@ def test_stop_that_crosses_the_end_is_no_second_end():
     bench.tell(Stop(1), Stop(99), Cancel(2), Stop(2))
     bench.step(2)
     assert not bench.ended
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_stop_before_the_first_token():

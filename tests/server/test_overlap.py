@@ -139,7 +139,7 @@ def test_a_forgotten_adapter_stays_while_a_step_reads_it():
     assert attached and len(bench.runner.pages.flights) == 1
     bench.step()
     assert bench.released == ["a"] and not bench.runner.attached
-    assert bench.pool.num_free == bench.pool.num_pages
+    assert bench.num_available == bench.pool.num_pages
 
 
 def test_preemption_waits_for_the_step_and_needs_no_victim_that_ends():
@@ -216,7 +216,7 @@ def test_the_fake_sees_what_is_given_away_too_early():
     bench.step(4)
     runner, pages = bench.runner, bench.runner.pages
     (flight,) = pages.flights
-    page = next(iter(flight.owners))
+    page = next(iter(flight.users))
     with pytest.raises(AssertionError, match="on its way"):
         pages.poison([page])
     with pytest.raises(AssertionError, match="on its way"):

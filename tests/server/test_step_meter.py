@@ -92,11 +92,17 @@ def test_an_engine_without_a_fit_is_not_metered() -> None:
 
 
 class LoadedAt(FakeLink):
-    """Tells seconds, as a link with a clock does."""
+    """Tells seconds, as a link with a clock does; even ones were read from disk."""
 
     def poll(self) -> list[LinkEvent]:
         return [
-            Loaded(event.load_id, make_layout(), seconds=0.25 * event.load_id)
+            Loaded(
+                event.load_id,
+                make_layout(),
+                seconds=9.0,
+                wire_s=0.25 * event.load_id,
+                disk_s=0.0 if event.load_id % 2 else 2.0 * event.load_id,
+            )
             if isinstance(event, Loaded)
             else event
             for event in super().poll()
@@ -107,13 +113,16 @@ def order(load_id: int, num_bytes: int) -> LoadOrder:
     return LoadOrder(load_id, 0, 0, make_card(weight_bytes=num_bytes), (0, 1))
 
 
-def test_loads_teach_the_model_behind_what_was_ordered_before() -> None:
-    """A load that waited for another would make the link look slow; a failed one took no time."""
-    heard = list[tuple[int, float, int]]()
+def test_loads_teach_the_model_wire_and_disk_apart() -> None:
+    """A queue, or a disk, would make the link look slow; a failed load took no time."""
+    heard = list[tuple[str, int, float]]()
 
     class Fit(CostFit):
-        def load(self, num_bytes: int, seconds: float, *, queued_bytes: int = 0) -> None:
-            heard.append((num_bytes, seconds, queued_bytes))
+        def load(self, num_bytes: int, seconds: float) -> None:
+            heard.append(("load", num_bytes, seconds))
+
+        def read(self, num_bytes: int, seconds: float) -> None:
+            heard.append(("read", num_bytes, seconds))
 
     inner = LoadedAt()
     link = MeteredLink(inner, Fit())
@@ -130,10 +139,15 @@ def test_loads_teach_the_model_behind_what_was_ordered_before() -> None:
         Loaded,
         Loaded,
     ]
-    assert heard == [(100, 0.25, 0), (7, 0.75, 130), (1, 1.0, 7)]
+    assert heard == [
+        ("load", 100, 0.25), ("load", 7, 0.75), ("load", 1, 1.0), ("read", 1, 8.0)
+    ]  # fmt: skip
     inner.start(order(4, 1))  # a link that ends one load twice, which residency passes over too
     inner.finish(4)
-    assert link.poll() and len(heard) == 3
+    assert link.poll() and len(heard) == 4
+    link.cancel(3)
+    link.want([make_card("next")])
+    assert inner.cancelled == [3] and [card.key.name for card in inner.wanted] == ["next"]
 
 
 def test_a_link_without_a_clock_teaches_nothing() -> None:

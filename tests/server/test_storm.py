@@ -97,7 +97,8 @@ class Storm:
 
     def check_so_far(self) -> None:
         stats = self.bench.engine.stats(pages=False)
-        assert stats.pages_free + stats.pages_kv + stats.pages_adapter == stats.pages_total
+        held = stats.pages_kv + stats.pages_adapter + stats.memory.pages_cached
+        assert stats.pages_free + held == stats.pages_total
         num_users = sum(resident.num_users for resident in stats.residents)
         assert num_users <= stats.num_running + stats.num_waiting
 
@@ -122,7 +123,7 @@ class Storm:
         assert not any(resident.num_users for resident in stats.residents)
         self.bench.tell(*(Forget(card.key) for card in cards))
         self.bench.run_dry()
-        assert self.bench.pool.num_free == self.bench.pool.num_pages
+        assert self.bench.num_available == self.bench.pool.num_pages
         assert not self.bench.runner.attached
         assert self.bench.engine.stats(pages=True).residents == ()
 
