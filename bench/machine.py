@@ -1,7 +1,8 @@
 """Where and of what a result was measured: hardware, versions, commit.
 
 A result without these is not a result, so every bench puts this record into its file. Never
-fails: what a machine does not tell is an empty string.
+fails: what a machine does not tell is an empty string. Owns the lines that a bench prints of it
+before it begins, and when it says that the machine is not its own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT_DIR = Path(__file__).parent.parent
 PACKAGES = ("torch", "transformers", "peft", "grpcio", "protobuf", "numpy", "triton")
+# Load average of a minute above which the figures are somebody else's as well.
+BUSY_LOAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,27 @@ def describe_machine() -> Machine:
         packages=_versions(),
         commit=_commit(),
     )
+
+
+def tell_hardware(machine: Machine, load_before: float, console: Console) -> None:
+    """What is measured on, before anything is; `load_before`: load average of the last minute."""
+    console.print(
+        f"{machine.cpu}, {machine.num_cores} cores{', ' + machine.gpu if machine.gpu else ''}; "
+        f"commit {machine.commit}",
+        markup=False,
+        highlight=False,
+    )
+    tell_busy(load_before, console)
+
+
+def tell_busy(load_before: float, console: Console) -> None:
+    """Nothing on an idle machine."""
+    if load_before > BUSY_LOAD:
+        console.print(
+            f"This machine is busy (load average {load_before:.1f}): no figure of this run is "
+            "worth quoting",
+            style="yellow",
+        )
 
 
 def driver_version() -> str:

@@ -45,14 +45,7 @@ def main(argv: Sequence[str]) -> int:
     options, console = parse(argv), make_console()
     try:
         report = run(options, console)
-    except (
-        BadStepLog,
-        TooFewSteps,
-        ServerFailed,
-        LogsFailed,
-        LorryClientError,
-        OSError,
-    ) as failure:
+    except FAILURES as failure:
         console.print(str(failure), style="red", markup=False, highlight=False)
         return 1
     for name, found in report.judgements.items():

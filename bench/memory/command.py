@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from rich.console import Console
 
 from ...proto.errors import LorryClientError
 from ...server.cli_output import console as make_console
-from ..machine import describe_machine
+from ..attempts import Attempts
+from ..machine import describe_machine, tell_hardware
 from ..server_process import ServerFailed
-from ..slo.command import tell_hardware
 from ..slo.live import ServerUnfit, server_flags
 from ..slo.rates import NoCapacity
 from ..throughput.child import ChildFailed
@@ -40,7 +38,6 @@ PART_FAILURES = (
     *(ServerFailed, ServerUnfit, ChildFailed, NoCapacity),
     *(LiveUnfit, LorryClientError, OSError),
 )
-Made = TypeVar("Made")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def run(options: Options, console: Console) -> Report:
     machine, load_before = describe_machine(), os.getloadavg()[0]
     tell_hardware(machine, load_before, console)
-    parts = _Parts(options.parts, partial(_say, console))
+    say = partial(_say, console)
+    parts = Attempts(PARTS, wanted=options.parts, ends=PART_FAILURES, tell=say)
     waste = parts.attempt("waste", measure_waste)
     # The live servers before the simulator: they mind a warm machine, it does not.
     live = parts.attempt("live", lambda: _live(options, console))
@@ -88,30 +86,6 @@ def _simulated(options: Options, console: Console) -> list[MemoryCell]:
         tell=partial(_say, console),
     )
     return [cell_of(row) for row in rows]
-
-
-class _Parts:
-    """Runs one part after the other; one that fails stops no other."""
-
-    def __init__(self, wanted: Sequence[str], tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self.took_s: dict[str, float] = {}
-        self.not_run = {part: "left out by --only" for part in PARTS if part not in wanted}
-        self.failed: list[str] = []
-
-    def attempt(self, part: str, make: Callable[[], Made]) -> Made | None:
-        if part in self.not_run:
-            return None
-        began_s = time.perf_counter()
-        try:
-            return make()
-        except PART_FAILURES as failure:
-            self.failed.append(f"{part}: {failure}")
-            self.not_run[part] = f"failed: {failure}"
-            return None
-        finally:
-            self.took_s[part] = time.perf_counter() - began_s
-            self._tell(f"{part}: {self.took_s[part]:.0f} s")
 
 
 def conclude(report: Report, options: Options, console: Console) -> int:

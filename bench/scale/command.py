@@ -24,10 +24,9 @@ from ...server.cli_output import console as make_console
 from ...server.config import ModelConfig
 from ...server.execution.meta_model import read_model_memory
 from ...server.execution.model import load_model
-from ..machine import ROOT_DIR, describe_machine
+from ..machine import ROOT_DIR, describe_machine, tell_hardware
 from ..memory.pool_bytes import pool_bytes_for
 from ..server_process import ServerFailed
-from ..slo.command import tell_hardware
 from ..slo.fleet import CACHE_DIR, FleetFiles, prepare_fleet
 from ..slo.live import ServerUnfit, default_place
 from ..slo.rates import NoCapacity

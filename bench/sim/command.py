@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 
 from ...proto.errors import LorryClientError
 from ...server.cli_output import console as make_console
 from ...server.scheduling.policies import POLICIES
+from ..attempts import Attempts
 from ..cost.step_logs import BadStepLog
 from ..machine import ROOT_DIR, describe_machine
 from ..server_process import ServerFailed
@@ -50,7 +49,6 @@ from .versus import LiveReport, study
 RESULTS = Path(__file__).parent.parent / "results"
 SCRATCH = ROOT_DIR / "build" / "sim"
 NUM_REQUESTS, NUM_QUICK = 20_000, 2_000  # of the part `scale`
-Made = TypeVar("Made")
 PART_FAILURES = (
     *(ServerFailed, ServerUnfit, ChildFailed, SoloFailed, NoCapacity),
     *(LiveFailed, TooFewSteps, BadStepLog, LorryClientError, OSError),
@@ -113,7 +111,8 @@ def run(options: Options, console: Console) -> Report:
     machine, load_before = describe_machine(), os.getloadavg()[0]
     hardware = ", ".join(part for part in (machine.cpu, machine.gpu) if part)
     _say(console, f"{hardware}, {machine.num_cores} cores; load average {load_before:.1f}")
-    parts = _Parts(options.parts, partial(_say, console))
+    say = partial(_say, console)
+    parts = Attempts(PARTS, wanted=options.parts, ends=PART_FAILURES, tell=say)
     # The live server first: nothing has warmed the machine yet, and it is the part that minds.
     live = parts.attempt("live", lambda: measure_live(options, console))
     published = parts.attempt("slora", lambda: repeat_slora(options))
@@ -129,30 +128,6 @@ def run(options: Options, console: Console) -> Report:
         load_before=load_before,
         failed=parts.failed,
     )
-
-
-class _Parts:
-    """Runs one part after the other; one that fails stops no other."""
-
-    def __init__(self, wanted: Sequence[str], tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self.took_s: dict[str, float] = {}
-        self.not_run = {part: "left out by --only" for part in PARTS if part not in wanted}
-        self.failed: list[str] = []
-
-    def attempt(self, part: str, make: Callable[[], Made]) -> Made | None:
-        if part in self.not_run:
-            return None
-        began_s = time.perf_counter()
-        try:
-            return make()
-        except PART_FAILURES as failure:
-            self.failed.append(f"{part}: {failure}")
-            self.not_run[part] = f"failed: {failure}"
-            return None
-        finally:
-            self.took_s[part] = time.perf_counter() - began_s
-            self._tell(f"{part}: {self.took_s[part]:.0f} s")
 
 
 def repeat_slora(options: Options) -> list[slora.Reproduced]:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ...proto.errors import LorryClientError
 from ...server.cli_output import console as make_console
-from ..machine import Machine, describe_machine
+from ..machine import describe_machine, tell_hardware
 from ..server_process import ServerFailed
 from ..throughput.child import ChildFailed
 from ..workload.errors import WorkloadError
@@ -39,8 +39,6 @@ from .table import bounds_line, ceiling_line, comparison_lines, draw_rows, workl
 from .unloaded import SoloFailed
 
 Draw = Callable[[Path, Report, Sequence[Row]], None]
-# Load average of a minute above which the figures are somebody else's as well.
-BUSY_LOAD = 0.5
 ENDS = (
     ServerFailed,
     ServerUnfit,
@@ -103,21 +101,6 @@ def _fleet(options: Options, adapters: Sequence[WorkloadAdapter]) -> FleetFiles:
     if options.model is not None:
         return prepare_fleet_of(options.model, adapters, options.cache)
     return prepare_fleet(adapters, options.cache)
-
-
-def tell_hardware(machine: Machine, load_before: float, console: Console) -> None:
-    console.print(
-        f"{machine.cpu}, {machine.num_cores} cores{', ' + machine.gpu if machine.gpu else ''}; "
-        f"commit {machine.commit}",
-        markup=False,
-        highlight=False,
-    )
-    if load_before > BUSY_LOAD:
-        console.print(
-            f"This machine is busy (load average {load_before:.1f}): no figure of this run is "
-            "worth quoting",
-            style="yellow",
-        )
 
 
 def conclude(

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ...server.cli_output import console as make_console
 from ...server.config import SchedulingConfig
-from ..machine import ROOT_DIR, describe_machine
+from ..machine import ROOT_DIR, describe_machine, tell_busy
 from ..server_process import ServerFailed
 from .ceiling import Ceiling, CeilingProbe
 from .child import Child, ChildFailed
@@ -38,8 +38,6 @@ from .workload_files import WorkloadFiles, prepare_files
 RESULTS = Path(__file__).parent.parent / "results"
 CACHE_DIR = ROOT_DIR / "build" / "workload"
 NUM_ROUNDS = 3
-# Load average of a minute above which the figures are somebody else's as well.
-BUSY_LOAD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +101,7 @@ def _peers(text: str) -> tuple[str, ...]:
 def run(workload: Workload, options: Options, console: Console) -> Report:
     """Everything that is measured, one thing at a time."""
     machine, load_before = describe_machine(), os.getloadavg()[0]
-    if load_before > BUSY_LOAD:
-        console.print(
-            f"This machine is busy (load average {load_before:.1f}): no figure of this run is "
-            "worth quoting",
-            style="yellow",
-        )
+    tell_busy(load_before, console)
     files = prepare_files(workload, options.cache)
     console.print(f"Workload W: {files.base.parent}", highlight=False)
     with Child(CeilingProbe, workload, options.place) as probe:
