@@ -10,13 +10,13 @@ import random
 from dataclasses import dataclass
 
 from ..server.config import MemoryConfig
+from .soak_rounds import Sums
 
 
 @dataclass(slots=True)
-class Totals:
+class Totals(Sums):
     """What happened; sums over episodes."""
 
-    episodes: int = 0
     steps: int = 0
     requests: int = 0
     tokens: int = 0
@@ -43,10 +43,6 @@ class Totals:
     kept_tokens: int = 0  # of preempted requests, in the prefix cache
     prefetches: int = 0
     cancelled_loads: int = 0
-
-    def add(self, other: Totals) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True)

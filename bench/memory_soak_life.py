@@ -32,6 +32,7 @@ from ..server.seam import (
 )
 from .memory_soak_device import BASE, BROKEN, NUM_TOKENS, MemoryBroken, answer
 from .memory_soak_world import MAX_MODEL_LEN, MAX_RANK, draw_circumstances, make_world
+from .soak_rounds import Sums
 
 TENANTS = ("red", "blue")
 MAX_NEW_TOKENS = 40
@@ -42,10 +43,9 @@ TOO_HIGH_RANK = MAX_RANK + 1
 
 
 @dataclass(slots=True)
-class Totals:
+class Totals(Sums):
     """What happened; sums over episodes."""
 
-    episodes: int = 0
     operations: int = 0  # commands, and loads that ended
     submits: int = 0
     finished: int = 0
@@ -66,10 +66,6 @@ class Totals:
     adapter_evictions: int = 0
     preemptions: int = 0
     preempted_tokens_kept: int = 0
-
-    def add(self, other: Totals) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(slots=True)

@@ -13,10 +13,11 @@ from dataclasses import asdict
 
 import pytest
 
-from lorry.bench.fuzz import Outcome, run_seeds
+from lorry.bench.fuzz import run_lives
 from lorry.bench.fuzz_episode import run_episode
-from lorry.bench.fuzz_records import Setting
+from lorry.bench.fuzz_records import Setting, Totals
 from lorry.bench.fuzz_world import BASE, FuzzWorld, Question, WrongToken
+from lorry.bench.soak_rounds import Outcome
 from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
 
 pytestmark = pytest.mark.slow
@@ -34,11 +35,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzWorld]:
 
 
 @pytest.fixture(scope="module")
-def lives(world: FuzzWorld) -> Outcome:
-    return run_seeds(world, SEEDS)
+def lives(world: FuzzWorld) -> Outcome[Totals]:
+    return run_lives(world, SEEDS)
 
 
-def test_every_life_ends_well(lives: Outcome):
+def test_every_life_ends_well(lives: Outcome[Totals]):
     """A wrong or lost token, an event after the end, a page or handle kept, a request that sleeps
     for ever: in some order of comings, goings, failures and shortages nobody thought of."""
     print(f"seeds {SEEDS}: {asdict(lives.totals)}")
@@ -50,7 +51,7 @@ def test_every_life_ends_well(lives: Outcome):
 def test_every_overlapped_life_ends_well(world: FuzzWorld):
     """The same of the loop that plans ahead, its steps computed as late as they are waited for: a
     page given back under a step would be NaN, or somebody else's."""
-    outcome = run_seeds(world, OVERLAPPED_SEEDS, overlaps=True)
+    outcome = run_lives(world, OVERLAPPED_SEEDS, overlaps=True)
     print(f"seeds {OVERLAPPED_SEEDS}: {asdict(outcome.totals)}")
     assert not outcome.failures, "\n".join(outcome.failures)
     totals = outcome.totals
@@ -59,7 +60,7 @@ def test_every_overlapped_life_ends_well(world: FuzzWorld):
     assert totals.found_tokens > 100 and totals.kept_tokens > 0
 
 
-def test_the_lives_were_hard(lives: Outcome):
+def test_the_lives_were_hard(lives: Outcome[Totals]):
     """Episodes in which nothing was scarce, and nobody left, would pass with any engine."""
     totals = lives.totals
     assert totals.tokens > 4000 and totals.sampled_tokens > 800
