@@ -115,7 +115,7 @@ class AdapterNews:
             num_pool_hits=usage.num_pool_hits if usage else 0,
             num_loads=usage.num_loads if usage else 0,
             num_reads=usage.num_reads if usage else 0,
-            load_s=usage.load_s / usage.num_loads if usage and usage.num_loads else math.nan,
+            load_s=usage.mean_load_s if usage else math.nan,
         )
 
     def detach_departed(self) -> None:

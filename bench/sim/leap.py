@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from ...server.engine import Engine
 from ...server.memory.pool import KvOwner
-from ...server.scheduling.records import BASE_ID, StepPlan
+from ...server.scheduling.prefix_view import NO_PREFIXES
+from ...server.scheduling.records import BASE_ID, PoolView, StepPlan
 from ...server.scheduling.step_work import StepWork, measure_work
 from .parts import SimParts
 from .runner import TOKEN, SimFlight
@@ -109,9 +110,13 @@ class Leaper:
         up_decodes = not self._overlaps or self._parts.runner.last.decodes
         return not up_decodes or bool(np.isnan(self._state.first_token_s[rows]).any())
 
+    def _near(self) -> PoolView:
+        """What the planner sees of adapters; of prefixes it sees more."""
+        return self._parts.residency.view(self._tokens_per_page, NO_PREFIXES)
+
     def _has_wishes(self) -> bool:
         """Whether the planner would fetch an adapter for nobody, if it had the room."""
-        return bool(self._parts.residency.view(self._tokens_per_page).wishes)
+        return bool(self._near().wishes)
 
     def _follows_all(self, rows: NDArray[np.int64]) -> bool:
         """Whether the step that is up brings each of these rows a token, and nobody else one."""
@@ -188,14 +193,14 @@ class Leaper:
         share_pages = self._parts.engine.limits.adapter_share_pages
         if share_pages is None:
             return self._pool.num_free
-        placed = self._parts.residency.view(self._tokens_per_page).adapters
+        placed = self._near().adapters
         taken_pages = sum(seen.num_pages for seen in placed.values())
         return self._pool.num_free - max(share_pages - taken_pages, 0)
 
     def _is_shut(self, rows: NDArray[np.int64]) -> bool:
         """Whether nobody of the line could run and no adapter be fetched, whatever the room."""
         state, engine = self._state, self._parts.engine
-        placed = self._parts.residency.view(self._tokens_per_page).adapters
+        placed = self._near().adapters
         adapters = state.adapter_id[state.line.rows()]
         there = np.array([BASE_ID, *(i for i, seen in placed.items() if seen.resident)])
         num_ready = int(np.isin(adapters, there).sum())

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ...server.engine import Engine
+from ...server.scheduling.prefix_view import NO_PREFIXES
 from ...server.scheduling.records import BASE_ID
 from ...server.scheduling.replica_view import ReplicaView, look_at
 from .leap import Leaper
@@ -47,7 +48,9 @@ class Replica:
             )
 
         seen = look_at(
-            parts.state, names.view(parts.engine.gate.tokens_per_page), replica_id=number
+            parts.state,
+            names.view(parts.engine.gate.tokens_per_page, NO_PREFIXES),
+            replica_id=number,
         )
         return replace(
             seen,

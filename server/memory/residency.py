@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 
 from ...adapters.key import AdapterCard, AdapterKey
 from ..errors import InternalError
-from ..scheduling.prefix_view import NO_PREFIXES, PrefixView
+from ..scheduling.prefix_view import PrefixView
 from ..scheduling.records import AdapterView, PlannedLoad, PoolView, StepPlan, Wish
 from .economy import Economy
 from .link_records import (
@@ -168,7 +168,7 @@ class Residency:
             usage=self._book.of(key),
         )
 
-    def view(self, tokens_per_page: int, prefixes: PrefixView = NO_PREFIXES) -> PoolView:
+    def view(self, tokens_per_page: int, prefixes: PrefixView) -> PoolView:
         """What the planner may see of memory."""
         return PoolView(
             num_pages=self._pool.num_pages,

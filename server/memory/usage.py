@@ -8,6 +8,7 @@ is deleted; read for worths, for what to fetch ahead, and for statistics.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,7 +33,8 @@ class AdapterUsage:
 
     @property
     def mean_load_s(self) -> float:
-        return self.load_s / self.num_loads if self.num_loads else 0.0
+        """nan: there was none."""
+        return self.load_s / self.num_loads if self.num_loads else math.nan
 
 
 def _nobody(key: AdapterKey) -> bool:

@@ -13,6 +13,7 @@ from lorry.server.memory.link_records import LayerLanded, Loaded, LoadFailed
 from lorry.server.memory.pool import AdapterOwner, KvOwner, Pool
 from lorry.server.memory.residency import Residency
 from lorry.server.memory.residency_records import Arrived, Broken, Departed
+from lorry.server.scheduling.prefix_view import NO_PREFIXES
 from lorry.server.scheduling.records import StepPlan
 from lorry.tests.fakes import NUM_LAYERS, FakeLink, make_card, make_key, make_layout
 from lorry.tests.memory_builders import bring, load_plan, make_residency
@@ -179,7 +180,7 @@ class ResidencyAgainstDict(RuleBasedStateMachine):
     def agrees(self):
         self.now_s += 1.0
         self.pool.audit()
-        view = self.residency.view(tokens_per_page=4)
+        view = self.residency.view(4, NO_PREFIXES)
         held = {n: a for n, a in self.known.items() if a.place != "absent"}
         assert {a.adapter_id: (PAGES[n], a.place == "resident") for n, a in held.items()} == {
             adapter_id: (seen.num_pages, seen.resident)
@@ -290,9 +291,9 @@ def test_last_use_is_arrival_or_the_last_end():
     """The least recently used one would be somebody else."""
     residency, pool, link = make_residency()
     adapter_id = bring(residency, pool, link)
-    assert residency.view(4).adapters[adapter_id].last_used_s == 1.0
+    assert residency.view(4, NO_PREFIXES).adapters[adapter_id].last_used_s == 1.0
     residency.leave(adapter_id, 7.0)
-    assert residency.view(4).adapters[adapter_id].last_used_s == 7.0
+    assert residency.view(4, NO_PREFIXES).adapters[adapter_id].last_used_s == 7.0
 
 
 @pytest.mark.parametrize("lie", ["evicts-loading", "loads-resident", "no-slot", "wrong-size"])

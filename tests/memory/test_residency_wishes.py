@@ -8,6 +8,7 @@ from lorry.server.memory.pool import Pool
 from lorry.server.memory.residency import Residency
 from lorry.server.memory.residency_records import Arrived
 from lorry.server.scheduling.plan import plan_step
+from lorry.server.scheduling.prefix_view import NO_PREFIXES
 from lorry.server.scheduling.records import StepLimits, StepPlan
 from lorry.server.scheduling.state import SchedulerState
 from lorry.tests.fakes import FakeLink, make_card, make_key
@@ -15,7 +16,9 @@ from lorry.tests.memory_builders import bring, load_plan, make_residency, start_
 
 
 def wish_names(residency: Residency) -> list[str]:
-    return [residency.key_of(wish.adapter_id).name for wish in residency.view(4).wishes]
+    return [
+        residency.key_of(wish.adapter_id).name for wish in residency.view(4, NO_PREFIXES).wishes
+    ]
 
 
 def test_an_adapter_asked_for_more_often_is_worth_more():
@@ -23,7 +26,7 @@ def test_an_adapter_asked_for_more_often_is_worth_more():
     residency, pool, link = make_residency(popular=True)
     often, seldom = (bring(residency, pool, link, name) for name in ("often", "seldom"))
     residency.use(often, 1.0)
-    view = residency.view(4)
+    view = residency.view(4, NO_PREFIXES)
     assert view.adapters[often].worth > view.adapters[seldom].worth
     assert view.adapters[often].tenant == "default"
 
@@ -37,7 +40,7 @@ def test_the_evicted_popular_one_is_wished_for_and_the_waited_for_is_not():
     pool.apply(plan)
     residency.apply(plan)
     assert wish_names(residency) == ["gone"]
-    (wish,) = residency.view(4).wishes
+    (wish,) = residency.view(4, NO_PREFIXES).wishes
     assert (wish.num_pages, wish.tenant) == (2, "default")
     waited = residency.intern(make_card("gone"))
     residency.use(waited, 2.0)
@@ -85,7 +88,7 @@ def test_a_prefetched_adapter_arrives_and_is_counted():
     """GetStats would not tell what the idle link was used for."""
     residency, pool, link = make_residency(popular=True)
     residency.wishes.ask(make_card(), 1.0)
-    (wish,) = residency.view(4).wishes
+    (wish,) = residency.view(4, NO_PREFIXES).wishes
     link.finish(start_load(residency, pool, wish.adapter_id))
     (told,) = residency.drain(link.poll(), 2.0)
     assert isinstance(told, Arrived) and residency.num_prefetches == 1
@@ -122,7 +125,7 @@ def test_a_load_that_was_wished_for_goes_on_unless_it_is_deleted(why):
         load_id = start_load(residency, pool, adapter_id)
     else:
         residency.wishes.ask(make_card(), 0.0)
-        adapter_id = residency.view(4).wishes[0].adapter_id
+        adapter_id = residency.view(4, NO_PREFIXES).wishes[0].adapter_id
         load_id = start_load(residency, pool, adapter_id)
         residency.use(adapter_id, 0.0)
     residency.leave(adapter_id, 1.0)
@@ -136,9 +139,12 @@ def test_a_pin_is_seen_by_the_planner_and_can_be_taken_back():
     residency, pool, link = make_residency()
     adapter_id = bring(residency, pool, link)
     residency.wishes.pin(make_card())
-    assert residency.view(4).adapters[adapter_id].pinned and residency.met(make_key()).pinned
+    assert (
+        residency.view(4, NO_PREFIXES).adapters[adapter_id].pinned
+        and residency.met(make_key()).pinned
+    )
     residency.wishes.unpin(make_key())
-    assert not residency.view(4).adapters[adapter_id].pinned
+    assert not residency.view(4, NO_PREFIXES).adapters[adapter_id].pinned
 
 
 def test_an_adapter_nobody_has_heard_of_is_nowhere():
@@ -166,7 +172,7 @@ def test_an_idle_engine_with_little_host_memory_comes_to_rest():
         residency.leave(adapter_id, 0.0)
     state, limits = SchedulerState(4, 4), StepLimits(4, 16)
     for step in range(20):
-        plan = plan_step(state, residency.view(4), limits, float(step))
+        plan = plan_step(state, residency.view(4, NO_PREFIXES), limits, float(step))
         pool.apply(plan)
         for order in residency.apply(plan):
             in_host[:] = [order.card.key.name]

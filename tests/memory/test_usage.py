@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def names(book: UsageBook, num: int) -> list[str]:
 
 def test_counts_what_became_of_an_adapter():
     book, card = Book(), card_of("a")
-    book.asked(card, 1.0, in_pool=False)
+    assert math.isnan(book.asked(card, 1.0, in_pool=False).mean_load_s)
     book.loaded(card.key, seconds=0.5, read_s=0.2)
     book.asked(card, 2.0, in_pool=True)
     book.loaded(card.key, seconds=0.1, read_s=0.0)

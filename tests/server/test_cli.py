@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -29,19 +28,6 @@ from lorry.tests.proto_builders import TEXT, FakeServer
 
 NOBODY = "127.0.0.1:1"
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    shared.heard.__init__()
-    monkeypatch.setenv("LORRY_ADDRESS", shared.address)
-    return shared
 
 
 Captured = pytest.CaptureFixture[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,6 @@ from lorry.server.cli import main
 from lorry.tests.proto_builders import FakeServer, make_peft_directory
 
 NOBODY = "127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    shared.heard.__init__()
-    monkeypatch.setenv("LORRY_ADDRESS", shared.address)
-    return shared
 
 
 Captured = pytest.CaptureFixture[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ from lorry.proto import lorry_pb2 as pb
 from lorry.proto.messages import GenerateOptions
 from lorry.server.cli import app, main
 from lorry.tests.proto_builders import TEXT, FakeServer
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        monkeypatch.setenv("LORRY_ADDRESS", server.address)
-        yield server
 
 
 @pytest.fixture
