@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from .zoo.model import load_adapter, load_base, load_tokenizer
 
@@ -32,7 +31,6 @@ class PeftBaseline:
 
     def __init__(self, adapters: Sequence[str], *, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        disable_progress_bar()
         self._tokenizer: Any = load_tokenizer()
         self._models: dict[str, Any] = {"": load_base()}
         with warnings.catch_warnings():

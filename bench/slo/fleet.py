@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from ..machine import ROOT_DIR
+from ..plain_model import load_plain
 from ..throughput.workload import ModelShape
 from ..throughput.workload_files import RECIPE, STORED_DTYPE, make_base, save_adapter
 from ..workload.records import WorkloadAdapter
@@ -120,9 +120,8 @@ def _saver(model: Any, rank: int, number: int, targets: Sequence[str]) -> Callab
 
 
 def _load(base: Path) -> Any:
-    loader: Any = AutoModelForCausalLM
     with torch.device("cpu"):
-        return loader.from_pretrained(base, dtype=STORED_DTYPE).eval()
+        return load_plain(base, dtype=STORED_DTYPE)
 
 
 def _put(target: Path, make: Callable[[Path], object]) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
+from ..plain_model import load_plain
 from .answers import Answers, Judgement
 from .workload import Place, Workload
 from .workload_files import WorkloadFiles
@@ -42,14 +41,11 @@ class Peer:
     """A loaded model; every call computes on the whole load."""
 
     def __init__(self, spec: PeerSpec) -> None:
-        disable_progress_bar()
         torch.set_num_threads(spec.place.num_threads)
         self._spec = spec
-        loader: Any = AutoModelForCausalLM
-        model: Any = loader.from_pretrained(
-            spec.files.base, dtype=getattr(torch, spec.place.dtype), attn_implementation=ATTENTION
-        )
-        model = model.to(spec.place.device).eval()
+        dtype = getattr(torch, spec.place.dtype)
+        model = load_plain(spec.files.base, dtype=dtype, attn_implementation=ATTENTION)
+        model = model.to(spec.place.device)
         self._model: Any = _with_adapters(model, spec) if spec.mixed else model
         self._names = [name or PEFT_BASE for name in spec.workload.names(mixed=spec.mixed)]
 

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..plain_model import load_plain
 from .tasks import LoraShape
 
 ZOO_DIR = Path(__file__).parent
@@ -102,7 +103,7 @@ def save_base(model: LlamaForCausalLM, root: Path) -> None:
 
 def load_base(root: Path = ZOO_DIR) -> LlamaForCausalLM:
     """The shipped base in float32."""
-    return LlamaForCausalLM.from_pretrained(base_dir(root), dtype=torch.float32).eval()
+    return load_plain(base_dir(root), dtype=torch.float32)
 
 
 def load_tokenizer(root: Path = ZOO_DIR) -> PreTrainedTokenizerFast:
