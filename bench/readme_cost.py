@@ -6,14 +6,13 @@ measured. Where there is no file it reads "not measured". Called by readme.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .cost.laws import FULL
-from .readme_results import NOT_MEASURED, RESULTS_DIR
-from .readme_tables import ReadmeError, make_table
+from .readme_results import RESULTS_DIR, render_result
+from .readme_tables import make_table
 
 COST_PATH = RESULTS_DIR / "cost-cpu.json"
 COLUMNS = (
@@ -28,14 +27,12 @@ COLUMNS = (
 
 
 def render_cost(path: Path = COST_PATH) -> str:
-    if not path.exists():
-        return NOT_MEASURED
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = [row for name, load in document["loads"].items() for row in _rows(name, load)]
-        return f"{make_table(COLUMNS, rows)}\n\n{_facts(document)}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReadmeError(f"{path.name} is no result of lorry bench cost: {error!r}") from error
+    return render_result(path, "lorry bench cost", _draw)
+
+
+def _draw(document: Mapping[str, Any]) -> str:
+    rows = [row for name, load in document["loads"].items() for row in _rows(name, load)]
+    return f"{make_table(COLUMNS, rows)}\n\n{_facts(document)}"
 
 
 def _rows(name: str, load: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -6,27 +6,24 @@ file, all of them read "not measured". Called by readme.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .gpu.report import FIGURES
-from .readme_results import NOT_MEASURED, RESULTS_DIR
-from .readme_tables import ReadmeError, make_table
+from .readme_results import NOT_MEASURED, RESULTS_DIR, render_result
+from .readme_tables import make_table
 
 GPU_PATH = RESULTS_DIR / "gpu.json"
 
 
 def render_gpu(path: Path = GPU_PATH) -> str:
     """Figures beside their targets; below them what was proved, and on what."""
-    if not path.exists():
-        return _figures({})
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return "\n".join([_figures(document), "", *_facts(document)])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReadmeError(f"{path.name} is no result of make gpu: {error!r}") from error
+    return render_result(path, "make gpu", _draw, absent=_figures({}))
+
+
+def _draw(document: Mapping[str, Any]) -> str:
+    return "\n".join([_figures(document), "", *_facts(document)])
 
 
 def _figures(document: Mapping[str, Any]) -> str:

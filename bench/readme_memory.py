@@ -7,15 +7,15 @@ was not run, it reads "not measured". Called by readme.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .readme_results import NOT_MEASURED, RESULTS_DIR
-from .readme_tables import ReadmeError, make_table
+from .readme_results import NOT_MEASURED, RESULTS_DIR, render_result
+from .readme_tables import make_table
 
 MEMORY_PATH = RESULTS_DIR / "memory.json"
+BENCH = "lorry bench memory"
 SHOWN_RANKS = (8, 16, 64)
 LAYOUT_COLUMNS = (
     *("model", "adapters on", "page", "tokens"),
@@ -30,40 +30,27 @@ ORDER_COLUMNS = (
 
 def render_footprint(path: Path = MEMORY_PATH) -> str:
     """What adapters take, by layout."""
-    document = _read(path)
-    try:
-        if not document or not document["layouts"]:
-            return NOT_MEASURED
-        rows = [_layout(one) for one in document["layouts"]]
-        return f"{make_table(LAYOUT_COLUMNS, rows)}\n\n{_layout_facts(document)}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _wrong(path, error) from error
+    return render_result(path, BENCH, _footprint)
 
 
 def render_memory(path: Path = MEMORY_PATH) -> str:
     """The economy against its baselines."""
-    document = _read(path)
-    try:
-        halves: Mapping[str, Any] = document["halves"] if document else {}
-        if not halves:
-            return NOT_MEASURED
-        parts = [_half(name, half) for name, half in halves.items()]
-        return "\n\n".join([*parts, "\n".join(_facts(document))])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _wrong(path, error) from error
+    return render_result(path, BENCH, _memory)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _wrong(path, error) from error
+def _footprint(document: Mapping[str, Any]) -> str:
+    if not document["layouts"]:
+        return NOT_MEASURED
+    rows = [_layout(one) for one in document["layouts"]]
+    return f"{make_table(LAYOUT_COLUMNS, rows)}\n\n{_layout_facts(document)}"
 
 
-def _wrong(path: Path, error: Exception) -> ReadmeError:
-    return ReadmeError(f"{path.name} is no result of lorry bench memory: {error!r}")
+def _memory(document: Mapping[str, Any]) -> str:
+    halves: Mapping[str, Any] = document["halves"]
+    if not halves:
+        return NOT_MEASURED
+    parts = [_half(name, half) for name, half in halves.items()]
+    return "\n\n".join([*parts, "\n".join(_facts(document))])
 
 
 def _layout(one: Mapping[str, Any]) -> tuple[str, ...]:

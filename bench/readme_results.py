@@ -22,17 +22,22 @@ NOT_MEASURED = "not measured"
 
 def render_throughput(path: Path = THROUGHPUT_PATH) -> str:
     """Workload W: ceiling, rows, ratios, and where a step's time goes."""
-    return _render(path, "lorry bench throughput", _throughput)
+    return render_result(path, "lorry bench throughput", _throughput)
 
 
 def render_overhead(path: Path = OVERHEAD_PATH) -> str:
     """The zoo: rows below what they were measured on."""
-    return _render(path, "lorry bench overhead", _overhead)
+    return render_result(path, "lorry bench overhead", _overhead)
 
 
-def _render(path: Path, bench: str, draw: Callable[[dict[str, Any]], str]) -> str:
+def render_result(
+    path: Path, bench: str, draw: Callable[[dict[str, Any]], str], *, absent: str = NOT_MEASURED
+) -> str:
+    """Raises:
+    ReadmeError: the file is no result of that bench.
+    """
     if not path.exists():
-        return NOT_MEASURED
+        return absent
     try:
         return draw(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,12 +6,11 @@ equal rows differed by. Where there is no file it reads "not measured". Called b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .readme_results import NOT_MEASURED, RESULTS_DIR
+from .readme_results import RESULTS_DIR, render_result
 from .readme_tables import ReadmeError, make_table
 
 SCALE_PATH = RESULTS_DIR / "scale.json"
@@ -19,15 +18,13 @@ COLUMNS = ("what", "measured", "target", "two equal rows")
 
 
 def render_scale(path: Path = SCALE_PATH) -> str:
-    if not path.exists():
-        return NOT_MEASURED
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["quick"]:
-            raise ReadmeError(f"{path.name} is of a quick run, which claims nothing")
-        return f"{make_table(COLUMNS, _rows(document))}\n\n{_facts(document)}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReadmeError(f"{path.name} is no result of lorry bench scale: {error!r}") from error
+    return render_result(path, "lorry bench scale", lambda document: _draw(document, path))
+
+
+def _draw(document: Mapping[str, Any], path: Path) -> str:
+    if document["quick"]:
+        raise ReadmeError(f"{path.name} is of a quick run, which claims nothing")
+    return f"{make_table(COLUMNS, _rows(document))}\n\n{_facts(document)}"
 
 
 def _rows(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -7,27 +7,24 @@ part that was not run says why. Called by readme.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .readme_results import NOT_MEASURED, RESULTS_DIR
-from .readme_tables import ReadmeError, make_table
+from .readme_results import NOT_MEASURED, RESULTS_DIR, render_result
+from .readme_tables import make_table
 
 SIM_PATH = RESULTS_DIR / "sim-cpu.json"
 PICTURES = ("sim-cpu/ttft.png", "sim-cpu/attainment-rank.png")
 
 
 def render_sim(path: Path = SIM_PATH) -> str:
-    if not path.exists():
-        return NOT_MEASURED
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        parts = (_live(document), _slora(document), _scale(document), _facts(document))
-        return "\n\n".join(part for part in parts if part)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReadmeError(f"{path.name} is no result of lorry bench sim: {error!r}") from error
+    return render_result(path, "lorry bench sim", _draw)
+
+
+def _draw(document: Mapping[str, Any]) -> str:
+    parts = (_live(document), _slora(document), _scale(document), _facts(document))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _live(document: Mapping[str, Any]) -> str:

@@ -7,12 +7,11 @@ Where there is no file it reads "not measured". Called by readme.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .readme_results import NOT_MEASURED, RESULTS_DIR
+from .readme_results import NOT_MEASURED, RESULTS_DIR, render_result
 from .readme_tables import ReadmeError, make_table
 from .slo.pictures import PICTURES
 
@@ -27,16 +26,14 @@ WORDS = {
 
 
 def render_slo(path: Path = SLO_PATH) -> str:
-    if not path.exists():
-        return NOT_MEASURED
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["quick"]:
-            raise ReadmeError(f"{path.name} is of a quick run, which claims nothing")
-        parts = [*_facts(document), "", _rows(document), "", *_comparisons(document)]
-        return "\n".join([*parts, "", *_pictures(path.parent)]).rstrip()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReadmeError(f"{path.name} is no result of lorry bench slo: {error!r}") from error
+    return render_result(path, "lorry bench slo", lambda document: _draw(document, path))
+
+
+def _draw(document: Mapping[str, Any], path: Path) -> str:
+    if document["quick"]:
+        raise ReadmeError(f"{path.name} is of a quick run, which claims nothing")
+    parts = [*_facts(document), "", _rows(document), "", *_comparisons(document)]
+    return "\n".join([*parts, "", *_pictures(path.parent)]).rstrip()
 
 
 def _facts(document: Mapping[str, Any]) -> Iterator[str]:
