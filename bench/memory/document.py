@@ -31,6 +31,7 @@ from .rows import (
     worst_p99,
 )
 from .waste import Footprint
+from .workloads import LIVE
 
 MAX_WASTE = 0.05
 MIN_KV_ROOM = 0.98
@@ -129,6 +130,7 @@ def make_document(report: Report) -> dict[str, Any]:
         "halves": {name: _half(cells) for name, cells in report.halves.items()},
         "again": _again(report.live) if report.live else [],
         "live_setting": plain(report.setting),
+        "live_scale": plain(LIVE),  # its requests are as many as `plan` says
         "machine": plain(report.machine),
         "load_before": report.load_before,
         "took_s": plain(report.took_s),

@@ -53,13 +53,15 @@ SIMULATED = StudyScale(
     think_s=20.0,
     scale=Scale(prompt_factor=0.2, answer_factor=0.5, max_model_len=4096),
 )
-# The model of bench/slo/fleet.py: contexts of 1,024 tokens, and a run of a minute or two.
+# The model of bench/slo/fleet.py: contexts of 1,024 tokens, and a run of a minute or two. Ranks and
+# instructions are such that a fifth of each pool, which `split` keeps for adapters, holds four mean
+# adapters and twice the largest (tests/bench/test_memory_scale.py): with less it would be starved.
 LIVE = StudyScale(
-    num_requests=160,
-    num_adapters=32,
-    num_adapters_in_turns=12,
-    ranks=RankMix((8, 16, 32, 64)),
-    system_tokens=160,
+    num_requests=144,
+    num_adapters=48,
+    num_adapters_in_turns=16,
+    ranks=RankMix((4, 8, 16, 32)),
+    system_tokens=320,
     think_s=4.0,
     scale=Scale(prompt_factor=0.05, answer_factor=0.1, max_model_len=1024),
 )

@@ -33,7 +33,7 @@ from ..slo.rates import NoCapacity
 from ..throughput.workload import Place
 from ..workload.records import WorkloadAdapter
 from .active import measure_active
-from .crossing import TooFewSteps, measure_crossing
+from .crossing import NotQuiet, TooFewSteps, measure_crossing
 from .document import Parts, Report, figures, make_document, misses
 from .registered import Stores, measure_registered
 from .sizes import (
@@ -54,7 +54,7 @@ from .stock import Kind, image_pages, one_site_of, prepare_store, read_template
 RESULT = ROOT_DIR / "bench" / "results" / "scale.json"
 BUILD = ROOT_DIR / "build" / "scale"
 SHORT_HOST = 4  # one image in so many fits into host memory, in the second row
-ENDS = (ServerFailed, ServerUnfit, NoCapacity, TooFewSteps, LorryClientError)
+ENDS = (ServerFailed, ServerUnfit, NoCapacity, TooFewSteps, NotQuiet, LorryClientError)
 Tell = Callable[[str], None]
 
 

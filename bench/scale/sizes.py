@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NUM_HOT = 5  # adapters of the small set
+NUM_WARM = 5  # further ones, pinned beside them while loads are judged
 RANK = 8  # S-LoRA's, where it kept 0.945 with 2,000 active
 POOL_ADAPTERS = 30  # that fit beside the KV of a full batch
 MAX_RUNNING = 16

@@ -10,6 +10,7 @@ from lorry.bench.memory.document import last_line, make_document, misses, quoted
 from lorry.bench.memory.live import LiveStudy
 from lorry.bench.memory.rows import compare_all, hit_rates, ttft_of, worst_mean, worst_p99
 from lorry.bench.memory.waste import measure_waste
+from lorry.bench.memory.workloads import LIVE
 from lorry.tests.memory_study_builders import make_cell, make_cells, make_report
 
 
@@ -97,6 +98,13 @@ def test_the_document_shows_the_baseline_against_itself() -> None:
     (again,) = make_document(make_report())["again"]
     assert again["mean_ttft"] == pytest.approx(1.1)
     assert (again["kind"], again["seed"], again["eviction"]) == ("zipf", 1, "lru")
+
+
+def test_the_document_says_how_large_the_live_half_was() -> None:
+    """A ratio on another scale is another figure."""
+    told = make_document(make_report())["live_scale"]
+    assert told["ranks"]["ranks"] == list(LIVE.ranks.ranks)
+    assert told["system_tokens"] == LIVE.system_tokens
 
 
 def test_waste_and_room_keep_their_targets() -> None:

@@ -15,10 +15,10 @@ from lorry.bench.readme_scale import SCALE_PATH, render_scale
 from lorry.bench.readme_tables import ReadmeError
 from lorry.bench.scale import active, crossing, registered
 from lorry.bench.scale.active import Active
-from lorry.bench.scale.crossing import MIN_STEPS, Crossing, TooFewSteps, p95_of_decode
+from lorry.bench.scale.crossing import Crossing
 from lorry.bench.scale.document import Parts, Report, figures, make_document, misses
 from lorry.bench.scale.registered import Registered, in_turn
-from lorry.bench.scale.sizes import FULL, NUM_BYSTANDERS
+from lorry.bench.scale.sizes import FULL
 from lorry.bench.scale.stock import (
     Kind,
     Template,
@@ -28,9 +28,19 @@ from lorry.bench.scale.stock import (
     read_template,
 )
 from lorry.server.execution.model import prepare_model
-from lorry.server.scheduling.step_work import NO_WORK
-from lorry.server.step_meter import MeteredStep
 from lorry.tests.builders import AdapterSpec, load_reference, make_adapter, make_llama
+
+
+def make_crossing(loading: tuple[float, ...]) -> Crossing:
+    rows = (crossing.QUIET, crossing.LOADING)
+    return Crossing(
+        {crossing.QUIET: (0.01,) * 3, crossing.LOADING: loading},
+        num_steps=dict.fromkeys(rows, (200,) * 3),
+        num_asks=dict.fromkeys(rows, (160,) * 3),
+        num_loads={crossing.QUIET: (0,) * 3, crossing.LOADING: (160,) * 3},
+        loading_share=0.97,
+        link_bytes_per_s=1.3e7,
+    )
 
 
 def make_report(
@@ -65,7 +75,7 @@ def make_report(
             ),
             loops,
             replace(loops, host_bytes_peak=225),
-            Crossing({crossing.QUIET: (0.01,) * 3, crossing.LOADING: loading}, (60,), 0.97, 1.3e7),
+            make_crossing(loading),
         ),
         machine=describe_machine(),
         load_before=0.1,
@@ -106,17 +116,6 @@ def test_a_missed_target_is_told(report: Report, key: str) -> None:
 def test_equal_servers_that_differ_as_much_excuse_a_miss() -> None:
     """On a noisy machine 0.95 says nothing when the same server twice gives 0.94."""
     assert misses(make_report(many=(95.5,) * 3, again=(94.0, 103.0, 100.0))) == []
-
-
-def test_only_steps_in_which_everyone_decodes_are_judged() -> None:
-    """The prompt of a cold adapter is no cost of its load: its step is longer for its tokens."""
-    decode = NO_WORK._replace(steps=1, decode_rows=NUM_BYSTANDERS)
-    steps = [MeteredStep(float(i), 0.01, 0.01, decode) for i in range(MIN_STEPS)]
-    odd = [decode._replace(prompt_tokens=4), decode._replace(decode_rows=1)]
-    long = [MeteredStep(100.0, 9.0, 0.01, work) for work in odd for _ in range(MIN_STEPS)]
-    assert p95_of_decode([*steps, *long]) == 0.01
-    with pytest.raises(TooFewSteps, match=f"{MIN_STEPS - 1} steps"):
-        p95_of_decode([*steps[1:], *long])
 
 
 def test_turns_change_places() -> None:
