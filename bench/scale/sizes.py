@@ -36,4 +36,4 @@ class Sizes:
 
 
 FULL = Sizes(10_000, 2_000, 5, 5, 160, 384)
-QUICK = Sizes(1_000, 200, 1, 2, 3 * IN_FLIGHT, 192)
+QUICK = Sizes(1_000, 200, 1, 2, 3 * IN_FLIGHT, 384)
