@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,21 @@ from ..memory.pool_bytes import pool_bytes_for
 from ..server_process import ServerFailed
 from ..slo.fleet import CACHE_DIR, FleetFiles, prepare_fleet
 from ..slo.live import ServerUnfit, default_place
+from ..slo.plain import plain
 from ..slo.rates import NoCapacity
 from ..throughput.workload import Place
 from ..workload.records import WorkloadAdapter
 from .active import measure_active
-from .crossing import NotQuiet, TooFewSteps, measure_crossing
-from .document import Parts, Report, figures, make_document, misses
+from .crossing import Crossing, NotQuiet, TooFewSteps, measure_crossing
+from .document import (
+    Parts,
+    Report,
+    crossing_figures,
+    crossing_misses,
+    figures,
+    make_document,
+    misses,
+)
 from .registered import Stores, measure_registered
 from .sizes import (
     FULL,
@@ -52,6 +61,7 @@ from .sizes import (
 from .stock import Kind, image_pages, one_site_of, prepare_store, read_template
 
 RESULT = ROOT_DIR / "bench" / "results" / "scale.json"
+CROSSING_RESULT = RESULT.with_name("scale-crossing.json")
 BUILD = ROOT_DIR / "build" / "scale"
 SHORT_HOST = 4  # one image in so many fits into host memory, in the second row
 ENDS = (ServerFailed, ServerUnfit, NoCapacity, TooFewSteps, NotQuiet, LorryClientError)
@@ -87,6 +97,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="lorry bench scale", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer of all; claims nothing")
     parser.add_argument("--result", type=Path, help="default: bench/results/scale.json")
+    parser.add_argument(
+        "--crossing", action="store_true", help="the last part alone, into scale-crossing.json"
+    )
     parser.add_argument("--cache", type=Path, default=BUILD, help="of the stores")
     args = parser.parse_args(argv)
     console = make_console()
@@ -99,6 +112,21 @@ def main(argv: Sequence[str]) -> int:
     sizes = QUICK if args.quick else FULL
     try:
         world = make_world()
+        if args.crossing:
+            found = cross(world, sizes, _active_store(world, sizes, args.cache, tell), tell)
+            return _conclude_crossing(
+                found,
+                args.result or (BUILD / "quick.json" if args.quick else CROSSING_RESULT),
+                {
+                    "command": shlex.join(["lorry", "bench", "scale", *argv]),
+                    "quick": args.quick,
+                    "model": world.files.model,
+                    "setting": _setting(world),
+                    "machine": machine,
+                    "load_average_before": load_before,
+                },
+                tell,
+            )
         parts = measure(world, sizes, args.cache, tell)
     except ENDS as failure:
         console.print(str(failure), style="red", markup=False, highlight=False)
@@ -156,28 +184,55 @@ def measure(world: World, sizes: Sizes, cache: Path, tell: Tell) -> Parts:
     stores = Stores(store("few", hot), store("again", hot), store("many", hot, idle))
     active_store = store("active", many)
     tell(f"ceiling: five adapters, the same server and load; flags {' '.join(world.flags)}")
-    image_bytes = sizes.num_active * world.adapter_bytes
+    enough, short = _image_bytes(world, sizes) * 5 // 4, _image_bytes(world, sizes) // SHORT_HOST
 
     def with_host(host_bytes: int) -> tuple[str, ...]:
         return (*world.flags, "--host-bytes", str(host_bytes))
 
-    enough, short = image_bytes * 5 // 4, image_bytes // SHORT_HOST
-    link_bytes_per_s = world.adapter_bytes / LINK_S
     return Parts(
         registered=measure_registered(base, stores, hot.names, world.flags, sizes, tell=tell),
         active=measure_active(base, active_store, many.names, with_host(enough), sizes, tell=tell),
         short=measure_active(base, active_store, many.names, with_host(short), sizes, tell=tell),
-        crossing=measure_crossing(
-            base,
-            active_store,
-            many.names,
-            with_host(enough),
-            sizes,
-            link_bytes_per_s=link_bytes_per_s,
-            adapter_s=LINK_S,
-            tell=tell,
-        ),
+        crossing=cross(world, sizes, active_store, tell),
     )
+
+
+def cross(world: World, sizes: Sizes, store: Path, tell: Tell) -> Crossing:
+    """Loads beside the steps of others, all images in host memory."""
+    template = read_template(world.files.adapters["template"])
+    return measure_crossing(
+        world.files.base,
+        store,
+        Kind("hot", sizes.num_active, template).names,
+        (*world.flags, "--host-bytes", str(_image_bytes(world, sizes) * 5 // 4)),
+        sizes,
+        link_bytes_per_s=world.adapter_bytes / LINK_S,
+        adapter_s=LINK_S,
+        tell=tell,
+    )
+
+
+def _active_store(world: World, sizes: Sizes, cache: Path, tell: Tell) -> Path:
+    many = Kind("hot", sizes.num_active, read_template(world.files.adapters["template"]))
+    return prepare_store(cache / "active", world.files.base, world.spec, [many], tell=tell)
+
+
+def _image_bytes(world: World, sizes: Sizes) -> int:
+    return sizes.num_active * world.adapter_bytes
+
+
+def _conclude_crossing(
+    found: Crossing, path: Path, setting: Mapping[str, object], tell: Tell
+) -> int:
+    line = crossing_figures(found)
+    missed = [] if setting["quick"] else crossing_misses(line)
+    for text in missed:
+        tell(f"MISSED: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = plain({**line, "misses": missed, **setting, "crossing": found})
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps({"bench": "scale", **line}), flush=True)
+    return 1 if missed else 0
 
 
 def _setting(world: World) -> dict[str, object]:

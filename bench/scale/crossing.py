@@ -3,9 +3,9 @@
 Bystanders decode; beside them a client asks for one token at the pace of the link, an adapter's
 time after the other, whatever became of the one before. In every other turn it names adapters that
 are in the pool, and the link rests; else cold ones, so that a load is always on its way. So both
-rows answer as many requests, and only the loads differ. Judged are the steps of the server's log in
-which everyone decodes: those in which an asker's prompt is computed are left out of both sides.
-Called by command.py.
+rows answer as many requests, and only the loads differ. Judged are the steps in the server's log in
+which every bystander decodes, be an asker's prompt of a few tokens in them or not: both rows
+have as many of those. Called by command.py.
 """
 
 from __future__ import annotations
@@ -207,11 +207,11 @@ def loading_share(turns: Sequence[Turn], adapter_s: float) -> float:
 
 
 def decode_steps_s(steps: Sequence[MeteredStep], span: Span) -> list[float]:
-    """Seconds of those in which everyone decodes and no prompt is computed."""
+    """Seconds of those in which every bystander decodes."""
     return [
         step.seconds
         for step in steps_within(steps, span)
-        if not step.work.prompt_tokens and step.work.decode_rows == NUM_BYSTANDERS
+        if step.work.decode_rows == NUM_BYSTANDERS
     ]
 
 

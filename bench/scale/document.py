@@ -73,9 +73,7 @@ def figures(report: Report) -> dict[str, Any]:
         key = f"throughput_{sizes.num_active}_active{name}_vs_5"
         line[key] = ratio(one.tokens_per_s, active.MANY, few_active)
         line[f"throughput_active{name}_a_vs_a"] = spread(one.tokens_per_s, *few_active)
-    steps = report.parts.crossing.p95_step_s
-    line["load_vs_quiet_p95_step"] = ratio(steps, crossing.LOADING, (crossing.QUIET,))
-    line["load_on_its_way_share"] = report.parts.crossing.loading_share
+    line |= crossing_figures(report.parts.crossing)
     line["host_bytes_peak"] = report.parts.active.host_bytes_peak
     return line
 
@@ -98,10 +96,20 @@ def misses(report: Report) -> list[str]:
     key = f"throughput_{sizes.num_active}_active_vs_5"
     if line[key] < MIN_ACTIVE:
         found.append(f"{key} is {line[key]:.3f}, below {MIN_ACTIVE}")
+    return [*found, *crossing_misses(line)]
+
+
+def crossing_figures(found: crossing.Crossing) -> dict[str, Any]:
+    """Of the part that can be run alone."""
+    return {
+        "load_vs_quiet_p95_step": ratio(found.p95_step_s, crossing.LOADING, (crossing.QUIET,)),
+        "load_on_its_way_share": found.loading_share,
+    }
+
+
+def crossing_misses(line: Mapping[str, Any]) -> list[str]:
     key = "load_vs_quiet_p95_step"
-    if line[key] > MAX_STEP:
-        found.append(f"{key} is {line[key]:.3f}, above {MAX_STEP}")
-    return found
+    return [f"{key} is {line[key]:.3f}, above {MAX_STEP}"] if line[key] > MAX_STEP else []
 
 
 def make_document(report: Report) -> dict[str, Any]:

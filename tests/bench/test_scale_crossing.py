@@ -30,7 +30,7 @@ DECODE = NO_WORK._replace(steps=1, decode_rows=NUM_BYSTANDERS)
 def test_only_steps_in_which_everyone_decodes_are_judged() -> None:
     """The prompt of a cold adapter is no cost of its load: its step is longer for its tokens."""
     steps = [MeteredStep(float(i), 0.01, 0.01, DECODE) for i in range(MIN_STEPS)]
-    odd = [DECODE._replace(prompt_tokens=4), DECODE._replace(decode_rows=1)]
+    odd = [DECODE._replace(decode_rows=7), DECODE._replace(decode_rows=1)]
     long = [MeteredStep(5.0, 9.0, 0.01, work) for work in odd for _ in range(MIN_STEPS)]
     of_another_turn = [MeteredStep(200.0, 9.0, 0.01, DECODE)]
     found = decode_steps_s([*steps, *long, *of_another_turn], Span(0.0, 100.0))
