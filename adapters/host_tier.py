@@ -2,9 +2,10 @@
 
 Owns the tier between disk and pool: which images are kept (of those that nobody is copying, the
 least recently used goes first) and in which cells of the slab they lie. An image that finds no room
-lies in memory of its own until it is let go. Knows no pages of the pool and no requests; called
-by the engine and by the link's threads, so every method may be called from any thread, and none but
-`read`, `read_ahead` and `fetch` waits for the disk.
+lies in memory of its own until it is let go. While one is read, whoever asked may use its first
+layers already. Knows no pages of the pool and no requests; called by the engine and by the link's
+threads, so every method may be called from any thread, and none but `read`, `read_ahead` and
+`fetch` waits for the disk.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from .errors import AdapterLoadFailed
 from .image import ImageLayout
 from .image_file import ImageDamaged, OpenImage, open_image
 from .key import AdapterCard, AdapterKey
-from .slab import Slab, runs_of
+from .slab import Slab
 
-__all__ = ["HeldImage", "HostTier", "HostTierStats"]
+__all__ = ["HeldImage", "HostTier", "HostTierStats", "Told"]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +50,15 @@ class HeldImage:
         return len(self.cells) * self.memory.shape[1] * self.memory.element_size()
 
 
+# (the image, how many of its layers are there and proven), as it is read; 0: its cells are known.
+# Called by who reads, in their thread, without a lock; who keeps the image takes a share of it.
+Told = Callable[[HeldImage, int], None]
+
+
+def _nobody(image: HeldImage, num_layers: int) -> None:
+    """Who waits for the whole of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostTierStats:
     bytes: int  # of images now, kept or held
@@ -62,6 +72,7 @@ class HostTierStats:
 class HostTier:
     """At most `capacity_bytes` of images. `like` is the pool they are for: it says what pages look
     like, and for one on a GPU the memory is pinned. None: as those of the first image, not pinned.
+    `shared`: other processes may map it, by `shared_fd`.
 
     Raises:
         MemoryError: the system has not as much.
@@ -72,6 +83,7 @@ class HostTier:
         capacity_bytes: int,
         *,
         like: Tensor | None = None,
+        shared: bool = False,
         open_file: Callable[[Path], AbstractContextManager[OpenImage]] = open_image,
     ) -> None:
         self._capacity_bytes = capacity_bytes
@@ -79,11 +91,23 @@ class HostTier:
         self._lock = threading.Lock()
         self._slab: Slab | None = None
         if like is not None:
-            self._slab = Slab(capacity_bytes, like.shape[1], like.dtype, pinned=like.is_cuda)
+            self._slab = Slab(
+                capacity_bytes, like.shape[1], like.dtype, pinned=like.is_cuda, shared=shared
+            )
         self._kept: OrderedDict[AdapterKey, HeldImage] = OrderedDict()  # latest use last
         self._reading: dict[AdapterKey, list[HeldImage]] = {}
         self._num_bytes = self._peak_bytes = 0
         self._hits = self._misses = 0
+
+    @property
+    def shared_fd(self) -> int | None:
+        """Of the memory behind every image that is not loose; None: nobody else can map it."""
+        return None if self._slab is None else self._slab.fd
+
+    @property
+    def cells(self) -> Tensor | None:
+        """[num_cells, page_elements]: that memory; None: no image has said what pages are like."""
+        return None if self._slab is None else self._slab.cells
 
     def contains(self, key: AdapterKey) -> bool:
         with self._lock:
@@ -105,28 +129,34 @@ class HostTier:
                 image.num_holders += 1
             return image
 
-    def share(self, image: HeldImage) -> None:
-        """One more holds what the caller holds."""
+    def share(self, image: HeldImage) -> bool:
+        """One more holds what somebody holds. False: the last has let go of it, and it was not
+        kept: its cells are another's.
+        """
         with self._lock:
+            if not image.num_holders and not image.stays:
+                return False
             image.num_holders += 1
+            return True
 
     def let_go(self, image: HeldImage) -> None:
         with self._lock:
-            image.num_holders -= 1
-            if not image.num_holders and not image.stays:
-                self._free(image)
+            self._let_go(image)
 
-    def read(self, card: AdapterCard) -> HeldImage:
+    def read(self, card: AdapterCard, told: Told = _nobody) -> HeldImage:
         """From disk; where all that is here is held, or the image is larger than the tier, into
         memory of its own, and not kept.
 
         Raises:
-            AdapterLoadFailed: the file is missing or damaged.
+            AdapterLoadFailed: the file is missing or damaged; `told` may have heard of its first
+                layers, which stay as they are until the last who took a share has let go.
         """
-        image = self._read(card, spare=())
-        return image or self._read_loose(card)
+        image = self._read(card, told, spare=())
+        return image or self._read_loose(card, told)
 
-    def read_ahead(self, card: AdapterCard, spare: Collection[AdapterKey]) -> HeldImage | None:
+    def read_ahead(
+        self, card: AdapterCard, spare: Collection[AdapterKey], told: Told = _nobody
+    ) -> HeldImage | None:
         """From disk, unless it is here; None: there is no room without giving up one of `spare`.
 
         Raises:
@@ -137,7 +167,7 @@ class HostTier:
             if image is not None:
                 image.num_holders += 1
                 return image
-        return self._read(card, spare=spare)
+        return self._read(card, told, spare=spare)
 
     def fetch(self, card: AdapterCard) -> HeldImage:
         """Raises AdapterLoadFailed."""
@@ -162,7 +192,9 @@ class HostTier:
                 peak_bytes=self._peak_bytes,
             )
 
-    def _read(self, card: AdapterCard, *, spare: Collection[AdapterKey]) -> HeldImage | None:
+    def _read(
+        self, card: AdapterCard, told: Told, *, spare: Collection[AdapterKey]
+    ) -> HeldImage | None:
         try:
             with self._open_file(card.image_path) as file:
                 with self._lock:
@@ -170,12 +202,12 @@ class HostTier:
                     if image is None:
                         return None
                     self._reading.setdefault(card.key, []).append(image)
-                self._fill(card.key, image, file)
+                self._fill(card.key, image, file, told)
                 return image
         except (ImageDamaged, MemoryError) as error:
             raise _lost(card, error) from error
 
-    def _read_loose(self, card: AdapterCard) -> HeldImage:
+    def _read_loose(self, card: AdapterCard, told: Told) -> HeldImage:
         try:
             with self._open_file(card.image_path) as file:
                 memory = torch.empty((file.num_pages, file.page_elements), dtype=file.dtype)
@@ -183,20 +215,20 @@ class HostTier:
                 image = HeldImage(file.layout, memory, cells, is_loose=True, stays=False)
                 with self._lock:
                     self._count(image.size_bytes)
-                self._fill(card.key, image, file)
+                self._fill(card.key, image, file, told)
                 return image
         except (ImageDamaged, MemoryError) as error:
             raise _lost(card, error) from error
 
-    def _fill(self, key: AdapterKey, image: HeldImage, file: OpenImage) -> None:
+    def _fill(self, key: AdapterKey, image: HeldImage, file: OpenImage, told: Told) -> None:
         """The only wait for the disk; no lock is held. Kept when it is whole, unless forgotten
-        meanwhile, or read by another thread as well.
+        meanwhile, or read by another thread as well. When it is not, whoever reads lets go of it.
         """
         whole = False
         try:
-            file.read_into(
-                image.memory[first : first + count] for first, count in runs_of(image.cells)
-            )
+            told(image, 0)
+            for num_layers in file.read_groups(image.memory, image.cells):
+                told(image, num_layers)
             whole = True
         finally:
             with self._lock:
@@ -205,7 +237,7 @@ class HostTier:
                 if image.stays:
                     self._kept[key] = image
                 elif not whole:
-                    self._free(image)
+                    self._let_go(image)
 
     def _place(self, file: OpenImage, spare: Collection[AdapterKey]) -> HeldImage | None:
         """Cells for an image, from those who may go; None: there are too few."""
@@ -242,6 +274,11 @@ class HostTier:
             self._reading[key] = others
         else:
             self._reading.pop(key, None)
+
+    def _let_go(self, image: HeldImage) -> None:
+        image.num_holders -= 1
+        if not image.num_holders and not image.stays:
+            self._free(image)
 
     def _drop(self, key: AdapterKey) -> None:
         image = self._kept.pop(key)

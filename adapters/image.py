@@ -120,6 +120,14 @@ class Tile:
         return self.num_rows * self.row_stride
 
 
+def layer_groups(layout: ImageLayout) -> Iterator[tuple[int, int]]:
+    """(last layer, landed pages) of each group of layers that lands together."""
+    landed = layout.landed_pages
+    for layer, count in enumerate(landed):
+        if layer + 1 == len(landed) or landed[layer + 1] != count:
+            yield layer, count
+
+
 def tile_cols(page_elements: int) -> int:
     """Columns of a full tile, so that 16 rows of it fit into a page.
 

@@ -1,9 +1,11 @@
-"""A packed image on disk: pages, the layout they follow, and a checksum over both.
+"""A packed image on disk: pages, the layout they follow, and checksums over both.
 
 Owns the file's form (safetensors with one tensor) and the way from the file into memory that the
 caller names: page by page where it wants it, so that nothing is copied twice. The image is a cache:
-it is written without fsync and proven by its checksum when it is read, so a file cut short by a
-power failure is found and packed again. Written by the store, read by the host tier.
+it is written without fsync and proven by its checksums when it is read, so a file cut short by a
+power failure is found and packed again. There is one for the layout, and one for the end of every
+group of layers, over all before it: what is proven may be used while the rest is still being read.
+Written by the store, read by the host tier.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -23,7 +25,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .image import ImageLayout, SiteTiles
+from .image import ImageLayout, SiteTiles, layer_groups
+from .slab import runs_of
 
 _PAGES = "pages"
 _LENGTH_BYTES = 8  # of the header's length, little-endian
@@ -45,33 +48,40 @@ class HostImage:
 
 @dataclass(frozen=True, slots=True)
 class OpenImage:
-    """A file whose header has been read; its pages are where `file` stands."""
+    """A file whose header has been read, and whose layout is proven; its pages are where `file`
+    stands.
+    """
 
     file: FileIO
     layout: ImageLayout
     num_pages: int
     page_elements: int
     dtype: torch.dtype
-    metadata: dict[str, str]
+    checksums: tuple[int, ...]  # of the layout; then at the end of each group, over all before it
 
     @property
     def size_bytes(self) -> int:
         return self.num_pages * self.page_elements * self.dtype.itemsize
 
-    def read_into(self, parts: Iterable[Tensor]) -> None:
-        """All pages, in their order, into these contiguous stretches of memory; then the proof.
+    def read_groups(self, memory: Tensor, cells: Sequence[int]) -> Iterator[int]:
+        """All pages, in their order, into these cells of `memory`, group of layers by group;
+        yields how many layers are there and proven. What lies in the cells of later ones is nothing
+        yet. Once; to the end, or the rest is not read.
 
         Raises:
             ImageDamaged: what is there now is not what was written.
         """
-        checksum = zlib.crc32(self.metadata["layout"].encode())
-        try:
-            for memory in parts:
-                checksum = self._read(_bytes_of(memory), checksum)
-        except OSError as error:
-            raise _unreadable(error) from error
-        if self.metadata.get("crc32") != f"{checksum:08x}":
-            raise ImageDamaged("its checksum does not match its bytes")
+        checksum, done = self.checksums[0], 0
+        for (layer, end), proof in zip(layer_groups(self.layout), self.checksums[1:], strict=True):
+            try:
+                for first, count in runs_of(cells[done:end]):
+                    checksum = self._read(_bytes_of(memory[first : first + count]), checksum)
+            except OSError as error:
+                raise _unreadable(error) from error
+            if checksum != proof:
+                raise ImageDamaged(f"its checksum does not match its bytes up to layer {layer}")
+            done = end
+            yield layer + 1
 
     def _read(self, part: memoryview, checksum: int) -> int:
         while part:
@@ -85,8 +95,12 @@ class OpenImage:
 
 def write_image(path: Path, layout: ImageLayout, pages: Tensor) -> None:
     text = json.dumps(asdict(layout))
-    checksum = zlib.crc32(_bytes_of(pages.contiguous()), zlib.crc32(text.encode()))
-    save_file({_PAGES: pages}, path, metadata={"layout": text, "crc32": f"{checksum:08x}"})
+    checksums, done, home = [zlib.crc32(text.encode())], 0, pages.contiguous()
+    for _, end in layer_groups(layout):
+        checksums.append(zlib.crc32(_bytes_of(home[done:end]), checksums[-1]))
+        done = end
+    proofs = " ".join(f"{checksum:08x}" for checksum in checksums)
+    save_file({_PAGES: pages}, path, metadata={"layout": text, "crc32": proofs})
 
 
 @contextmanager
@@ -118,7 +132,8 @@ def read_image(path: Path) -> HostImage:
     """
     with open_image(path) as image:
         pages = torch.empty((image.num_pages, image.page_elements), dtype=image.dtype)
-        image.read_into((pages,))
+        for _ in image.read_groups(pages, range(image.num_pages)):
+            pass  # nothing is used before all of it is proven
         return HostImage(image.layout, pages)
 
 
@@ -141,8 +156,18 @@ def _open(file: FileIO) -> OpenImage:
         )
     if tensor["data_offsets"] != [0, size_bytes]:
         raise ValueError(f"pages at {tensor['data_offsets']} of {size_bytes} bytes")
+    checksums = tuple(int(text, 16) for text in metadata["crc32"].split(" "))
+    # Before anybody goes by it: it says where in memory the numbers lie.
+    if zlib.crc32(metadata["layout"].encode()) != checksums[0]:
+        raise ValueError("the checksum of its layout does not match")
     layout = _read_layout(json.loads(metadata["layout"]))
-    return OpenImage(file, layout, num_pages, page_elements, dtype, metadata)
+    groups = tuple(layer_groups(layout))
+    if [layout.num_pages, *(end for _, end in groups[-1:])] != [num_pages, num_pages]:
+        raise ValueError(f"a layout of {layout.num_pages} pages for {num_pages}")
+    # Files of an older form have one, over all.
+    if len(checksums) != 1 + len(groups):
+        raise ValueError(f"{len(checksums)} checksums for {len(groups)} groups of layers")
+    return OpenImage(file, layout, num_pages, page_elements, dtype, checksums)
 
 
 def _read_layout(value: Any) -> ImageLayout:

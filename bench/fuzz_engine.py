@@ -10,13 +10,14 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
-from ..adapters.host_tier import HostTier
+from ..adapters.host_tier import HeldImage, HostTier
 from ..adapters.image import ImageLayout
 from ..server.engine import Engine
-from ..server.engine_parts import EngineParts
+from ..server.engine_parts import NEVER_COLD, ColdParts, EngineParts
 from ..server.execution.batch import StepCapacity, StepResult, StepRow
 from ..server.execution.runner import Runner
 from ..server.intake import Gate
+from ..server.memory.cold import ColdFacts
 from ..server.memory.pool import Pool
 from ..server.memory_rooms import join_memory
 from ..server.scheduling.records import StepLimits
@@ -68,6 +69,9 @@ class WatchedRunner:
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         self._runner.attach(slot, layout, pages)
 
+    def attach_cold(self, slot: int, image: HeldImage, pages: Sequence[int]) -> None:
+        self._runner.attach_cold(slot, image, pages)
+
     def detach(self, slot: int) -> None:
         self._runner.detach(slot)
 
@@ -114,6 +118,8 @@ def make_engine(
     host_tier: HostTier,
     clock: StepClock,
     overlaps: bool,
+    cold: ColdParts = NEVER_COLD,
+    facts: ColdFacts | None = None,
 ) -> Engine:
     pool = Pool(setting.num_pages, on_free=runner.poison)
     tokens_per_page = world.loaded.geometry.tokens_per_page
@@ -124,6 +130,7 @@ def make_engine(
         max_slots=setting.max_slots,
         memory=setting.memory,
         in_host=host_tier.contains,
+        cold=facts,
     )
     return Engine(
         EngineParts(
@@ -154,5 +161,6 @@ def make_engine(
             clock=clock,
             audits=True,
             overlaps=overlaps,
+            cold=cold,
         )
     )

@@ -16,7 +16,10 @@ from dataclasses import replace
 from ..adapters.errors import AdapterLoadFailed
 from ..adapters.host_tier import HostTier
 from ..adapters.key import AdapterCard, AdapterKey
+from ..server.engine import Engine
+from ..server.engine_parts import NEVER_COLD, ColdParts
 from ..server.errors import DeadlineExceeded, Overloaded, RequestTooLarge
+from ..server.memory.cold import ColdFacts
 from ..server.seam import (
     Cancel,
     Finish,
@@ -71,23 +74,8 @@ class Episode:
         self._runner.poison(range(setting.num_pages))
         self._watched = WatchedRunner(self._runner, random.Random(seed + 2))
         self._host_tier = HostTier(setting.host_bytes)
-        self._link = PacedLink(
-            self._host_tier,
-            self._runner.pool_PE,
-            random.Random(seed + 1),
-            max_polls=setting.max_polls,
-            fail_share=setting.fail_share,
-        )
-        self._engine = make_engine(
-            world,
-            setting,
-            end=self._end,
-            runner=self._watched,
-            link=self._link,
-            host_tier=self._host_tier,
-            clock=self._clock,
-            overlaps=overlaps,
-        )
+        self._link = self._make_link()
+        self._engine = self._make_engine(overlaps)
         self._topics = self._rng.sample(range(NUM_PLAIN, len(world.prompts)), 2)
         self._versions = 0
         self._current: dict[str, tuple[str, AdapterCard]] = {}  # name -> content, its card
@@ -104,6 +92,31 @@ class Episode:
         self._num_steps = 0
         for name in NAMES:
             self._publish(name)
+
+    def _make_link(self) -> PacedLink:
+        return PacedLink(
+            self._host_tier,
+            self._runner.pool_PE,
+            random.Random(self.seed + 1),
+            max_polls=self.setting.max_polls,
+            fail_share=self.setting.fail_share,
+        )
+
+    def _make_engine(
+        self, overlaps: bool, cold: ColdParts = NEVER_COLD, facts: ColdFacts | None = None
+    ) -> Engine:
+        return make_engine(
+            self._world,
+            self.setting,
+            end=self._end,
+            runner=self._watched,
+            link=self._link,
+            host_tier=self._host_tier,
+            clock=self._clock,
+            overlaps=overlaps,
+            cold=cold,
+            facts=facts,
+        )
 
     def close(self) -> None:
         self._link.close()

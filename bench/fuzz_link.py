@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.errors import AdapterError
-from ..adapters.host_tier import HostTier
+from ..adapters.host_tier import HeldImage, HostTier
 from ..adapters.key import AdapterCard, AdapterKey
 from ..server.execution.link import PoolLink
 from ..server.memory.link_records import (
@@ -26,6 +26,7 @@ from ..server.memory.link_records import (
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
 
 ANSWER_WITHIN_S = 30.0
@@ -56,7 +57,7 @@ class PacedLink:
         max_polls: int,
         fail_share: float,
     ) -> None:
-        self._host_tier, self._rng = host_tier, rng
+        self._host_tier, self._pool_PE, self._rng = host_tier, pool_PE, rng
         self._max_polls, self._fail_share = max_polls, fail_share
         self._woken = threading.Semaphore(0)
         self._real = PoolLink(host_tier, pool_PE, self._woken.release)
@@ -68,11 +69,12 @@ class PacedLink:
     def num_underway(self) -> int:
         return len(self._due)
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         is_broken = self._rng.random() < self._fail_share
         self.num_broken += is_broken
         poll = self._polls + self._rng.randint(1, self._max_polls)
         self._due[order.load_id] = _Due(poll, order, is_broken)
+        return None
 
     def cancel(self, load_id: int) -> None:
         due = self._due.get(load_id)
@@ -105,6 +107,9 @@ class PacedLink:
             del self._due[due.order.load_id]
             events += self._carry(due)
         return events
+
+    def let_go(self, image: HeldImage) -> None:
+        """None is told open: a step would wait for layers that come when they are polled for."""
 
     def close(self) -> None:
         self._real.close()

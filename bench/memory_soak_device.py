@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 from ..adapters.errors import AdapterLoadFailed
-from ..adapters.host_tier import HostTierStats
+from ..adapters.host_tier import HeldImage, HostTierStats
 from ..adapters.image import ImageLayout
 from ..adapters.key import AdapterCard, AdapterKey
 from ..server.execution.batch import StepResult, StepRow, ToldPrompt
@@ -26,6 +26,7 @@ from ..server.memory.link_records import (
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
 from ..server.scheduling.sampling import TokenLogprobs
 
@@ -220,8 +221,9 @@ class SoakLink:
         self._cancelled: set[int] = set()
         self.num_landed = self.num_failed = self.num_cancelled = 0
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         self._due[order.load_id] = (self._polls + self._rng.randint(1, self._max_polls), order)
+        return None
 
     def cancel(self, load_id: int) -> None:
         if load_id in self._due and self._rng.random() < 0.8:
@@ -234,6 +236,9 @@ class SoakLink:
         self._polls += 1
         due = [load_id for load_id, (poll, _) in self._due.items() if poll <= self._polls]
         return [event for load_id in due for event in self._end(self._due.pop(load_id)[1])]
+
+    def let_go(self, image: HeldImage) -> None:
+        """None is told open."""
 
     def close(self) -> None:
         self._due.clear()

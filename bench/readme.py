@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .readme_access import render_access
+from .readme_coldstart import render_coldstart
 from .readme_cost import render_cost
 from .readme_gpu import render_gpu
 from .readme_memory import render_footprint, render_memory
@@ -54,6 +55,7 @@ RENDERERS: Renderers = {
     "cost": render_cost,
     "footprint": render_footprint,
     "memory": render_memory,
+    "coldstart": render_coldstart,
     "status": render_status,
     "metrics": render_metrics,
     "access": render_access,

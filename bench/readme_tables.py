@@ -46,6 +46,8 @@ FLAG_UNITS = {
     "--tenant-share": "share of the pool",
     "--prefetch": "switch",
     "--link-bytes-per-s": "bytes per second",
+    "--cold-start": "name",
+    "--helpers": "processes, -1 to 64",
     "--max-running": "requests",
     "--max-waiting": "requests",
     "--max-step-tokens": "tokens",
@@ -101,6 +103,9 @@ METRIC_UNITS = (
     "preemptions",
     "restarts",
     "adapters",
+    "starts",
+    "rows",
+    "helpers",
     "ratio",
 )
 TRUTHS = {

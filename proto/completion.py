@@ -16,11 +16,22 @@ REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 
 @dataclass(frozen=True, slots=True)
+class ColdStart:
+    """How a request whose adapter was not in the pool came to its first token."""
+
+    way: str  # wait, stream, assist
+    reason: str
+    predicted_s: float  # from the choice to the first token; 0: nothing was known yet
+    measured_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
     preemptions: int  # times the request gave way and was recomputed
     cached_tokens: int  # of the prompt, whose KV was there when the request first ran
+    cold_start: ColdStart | None = None  # None: the adapter was in the pool, or there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +162,7 @@ class Transcript:
             text="".join(draft.texts),
             token_ids=tuple(draft.token_ids),
             reason=REASONS.get(final.reason, "unspecified"),
-            usage=Usage(
-                usage.prompt_tokens, usage.completion_tokens, usage.preemptions, usage.cached_tokens
-            ),
+            usage=_usage(usage),
             timing=Timing(
                 queue_s=timing.queue_s,
                 load_s=timing.load_s,
@@ -169,6 +178,19 @@ class Transcript:
             logprobs=tuple(draft.logprobs),
             prompt_logprobs=tuple(self._prompt_logprobs),
         )
+
+
+def _usage(usage: pb.Usage) -> Usage:
+    start = usage.cold_start
+    return Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.preemptions,
+        usage.cached_tokens,
+        ColdStart(start.way, start.reason, start.predicted_s, start.measured_s)
+        if usage.HasField("cold_start")
+        else None,
+    )
 
 
 def plain_logprobs(entries: Sequence[TokenLogprob]) -> list[dict[str, object]]:

@@ -213,16 +213,30 @@ class Final(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., seed: _Optional[int] = ..., adapter_version: _Optional[int] = ..., index: _Optional[int] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "preemptions", "cached_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "preemptions", "cached_tokens", "cold_start")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     preemptions: int
     cached_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    cold_start: ColdStart
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., cold_start: _Optional[_Union[ColdStart, _Mapping]] = ...) -> None: ...
+
+class ColdStart(_message.Message):
+    __slots__ = ("way", "reason", "predicted_s", "measured_s")
+    WAY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_S_FIELD_NUMBER: _ClassVar[int]
+    way: str
+    reason: str
+    predicted_s: float
+    measured_s: float
+    def __init__(self, way: _Optional[str] = ..., reason: _Optional[str] = ..., predicted_s: _Optional[float] = ..., measured_s: _Optional[float] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_s", "load_s", "prefill_s", "ttft_s", "tpot_s")
@@ -363,7 +377,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Info(_message.Message):
-    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens", "has_chat_template", "vocab_size", "limits", "policy", "prefix_cache", "site_shapes")
+    __slots__ = ("version", "model", "architecture", "dtype", "device", "fingerprint", "max_model_len", "max_rank", "num_pages", "page_bytes", "tokens_per_page", "sites", "self_proof", "default_ttft_s", "default_tpot_s", "default_max_new_tokens", "has_chat_template", "vocab_size", "limits", "policy", "prefix_cache", "site_shapes", "cold_start")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -386,6 +400,7 @@ class Info(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     SITE_SHAPES_FIELD_NUMBER: _ClassVar[int]
+    COLD_START_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: str
     architecture: str
@@ -408,7 +423,8 @@ class Info(_message.Message):
     policy: str
     prefix_cache: bool
     site_shapes: _containers.RepeatedCompositeFieldContainer[SiteShape]
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ..., has_chat_template: bool = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., policy: _Optional[str] = ..., prefix_cache: bool = ..., site_shapes: _Optional[_Iterable[_Union[SiteShape, _Mapping]]] = ...) -> None: ...
+    cold_start: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_rank: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., tokens_per_page: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., self_proof: _Optional[str] = ..., default_ttft_s: _Optional[float] = ..., default_tpot_s: _Optional[float] = ..., default_max_new_tokens: _Optional[int] = ..., has_chat_template: bool = ..., vocab_size: _Optional[int] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., policy: _Optional[str] = ..., prefix_cache: bool = ..., site_shapes: _Optional[_Iterable[_Union[SiteShape, _Mapping]]] = ..., cold_start: _Optional[str] = ...) -> None: ...
 
 class SiteShape(_message.Message):
     __slots__ = ("name", "in_width", "out_width")
@@ -501,7 +517,7 @@ class CostModel(_message.Message):
     def __init__(self, source: _Optional[str] = ..., step_coefs: _Optional[_Iterable[_Union[CostCoef, _Mapping]]] = ..., judged_steps: _Optional[int] = ..., r2: _Optional[float] = ..., mape: _Optional[float] = ..., learnt_loads: _Optional[int] = ..., load_s: _Optional[float] = ..., load_bytes_per_s: _Optional[float] = ..., read_bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class Stats(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total", "requests_aborted_total", "cost_model", "memory")
+    __slots__ = ("num_running", "num_waiting", "pages_total", "pages_free", "pages_kv", "pages_adapter", "steps_total", "tokens_prefill_total", "tokens_decode_total", "requests_finished_total", "requests_failed_total", "preemptions_total", "adapter_loads_total", "adapter_evictions_total", "engine_restarts_total", "uptime_s", "residents", "pages", "adapters_registered", "host_bytes", "requests_cancelled_total", "requests_aborted_total", "cost_model", "memory", "cold_starts")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -526,6 +542,7 @@ class Stats(_message.Message):
     REQUESTS_ABORTED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     COST_MODEL_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
+    COLD_STARTS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     pages_total: int
@@ -550,7 +567,24 @@ class Stats(_message.Message):
     requests_aborted_total: int
     cost_model: CostModel
     memory: Memory
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_aborted_total: _Optional[int] = ..., cost_model: _Optional[_Union[CostModel, _Mapping]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
+    cold_starts: ColdStarts
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., pages_total: _Optional[int] = ..., pages_free: _Optional[int] = ..., pages_kv: _Optional[int] = ..., pages_adapter: _Optional[int] = ..., steps_total: _Optional[int] = ..., tokens_prefill_total: _Optional[int] = ..., tokens_decode_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ..., engine_restarts_total: _Optional[int] = ..., uptime_s: _Optional[float] = ..., residents: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., pages: _Optional[_Iterable[_Union[PageRun, _Mapping]]] = ..., adapters_registered: _Optional[int] = ..., host_bytes: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_aborted_total: _Optional[int] = ..., cost_model: _Optional[_Union[CostModel, _Mapping]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., cold_starts: _Optional[_Union[ColdStarts, _Mapping]] = ...) -> None: ...
+
+class ColdStarts(_message.Message):
+    __slots__ = ("wait_total", "stream_total", "assist_total", "lost_rows_total", "helpers_up", "helper_restarts_total")
+    WAIT_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    STREAM_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ASSIST_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOST_ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HELPERS_UP_FIELD_NUMBER: _ClassVar[int]
+    HELPER_RESTARTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    wait_total: int
+    stream_total: int
+    assist_total: int
+    lost_rows_total: int
+    helpers_up: int
+    helper_restarts_total: int
+    def __init__(self, wait_total: _Optional[int] = ..., stream_total: _Optional[int] = ..., assist_total: _Optional[int] = ..., lost_rows_total: _Optional[int] = ..., helpers_up: _Optional[int] = ..., helper_restarts_total: _Optional[int] = ...) -> None: ...
 
 class EconomyParam(_message.Message):
     __slots__ = ("name", "value")

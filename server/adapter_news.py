@@ -1,7 +1,8 @@
 """News of adapters: what the link has brought, what could not be brought, and who has gone.
 
-Keeps the runner's slots and the host tier in step with what residency holds, and ends the
-requests of an adapter that will not come. Decides neither loads nor evictions (the plan does).
+Keeps the runner's slots and the host tier in step with what residency holds, holds the images of
+slots whose pages are on their way, and ends the requests of an adapter that will not come. Decides
+neither loads nor evictions (the plan does).
 Called by engine.py, at the start of a step and whenever an adapter may have departed.
 """
 
@@ -9,14 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from ..adapters.host_tier import HeldImage
 from ..adapters.key import AdapterCard, AdapterKey
 from .engine_parts import EngineParts
 from .errors import InternalError
 from .intake import unfit_adapter
 from .lives import Lives
-from .memory.residency_records import Arrived, Broken, Place
+from .memory.residency_records import Arrived, Broken, Opening, Place
 from .outbox import Outbox
 from .reuse import Reuse
 from .seam import AdapterResidency, Prefetch, Released, ResidencyAnswer
@@ -40,9 +42,11 @@ class AdapterNews:
     ) -> None:
         self._state, self._residency, self._link = parts.state, parts.residency, parts.link
         self._runner, self._host_tier = parts.runner, parts.host_tier
+        self._attach_cold = parts.cold.attach
         self._lives, self._counters, self._outbox = lives, counters, outbox
         self._reuse, self._gate = reuse, parts.gate
         self._ahead: tuple[AdapterKey, ...] = ()  # what the link was told last
+        self._held: dict[int, HeldImage] = {}  # by slot that is attached cold: its image
 
     def take_in(self, now_s: float) -> None:
         """What the link has brought since the last step."""
@@ -50,10 +54,26 @@ class AdapterNews:
         self.detach_departed()
         for item in news:
             match item:
+                case Opening():
+                    self._open(item)
                 case Arrived():
                     self._attach(item, now_s)
                 case Broken(adapter_id=adapter_id, error=error):
                     self._give_up(adapter_id, error)
+
+    def open(self, openings: Iterable[Opening]) -> None:
+        """Of a plan's loads, those that may be used at once; after the departed were detached."""
+        for opening in openings:
+            self._open(opening)
+
+    def is_open(self, slot: int) -> bool:
+        """Whether rows may run on a slot whose pages are on their way."""
+        return slot in self._held
+
+    def close(self) -> None:
+        """The engine ends: no helper reads an image any more."""
+        for slot in tuple(self._held):
+            self._detach(slot)
 
     def forget(self, key: AdapterKey) -> None:
         """Deleted or replaced: it goes with its last user."""
@@ -121,10 +141,29 @@ class AdapterNews:
     def detach_departed(self) -> None:
         for gone in self._residency.take_departed():
             if gone.slot >= 0:
-                self._runner.detach(gone.slot)
+                self._detach(gone.slot)
             if gone.released:
                 self._host_tier.forget(gone.key)
                 self._outbox.put(Released(gone.key))
+
+    def _detach(self, slot: int) -> None:
+        self._runner.detach(slot)
+        self._let_go(slot)
+
+    def _let_go(self, slot: int) -> None:
+        image = self._held.pop(slot, None)
+        if image is not None:
+            self._link.let_go(image)
+
+    def _open(self, opening: Opening) -> None:
+        try:
+            self._attach_cold(opening.slot, opening.image, opening.pages)
+        except ValueError as error:  # a bug, and those who wait for it to arrive hear of it then
+            _log.warning("an adapter on its way cannot be used before it is there: %s", error)
+            self._link.let_go(opening.image)
+            self._residency.shut(opening.adapter_id)
+            return
+        self._held[opening.slot] = opening.image
 
     def _attach(self, arrived: Arrived, now_s: float) -> None:
         adapter_id = arrived.adapter_id
@@ -134,6 +173,7 @@ class AdapterNews:
             self._residency.expel(adapter_id)
             self._give_up(adapter_id, InternalError(str(error)))
             return
+        self._let_go(arrived.slot)
         self._counters.adapter_loads += 1
         self._state.adapter_arrived(adapter_id, now_s)
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # Each is a module of lorry.bench with `main(argv) -> int`.
 BENCHES = (
+    "coldstart",
     "cost",
     "demo",
     "kernels",
@@ -187,6 +188,7 @@ def _info_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
             f"{stats.adapters_registered} registered, {stats.adapter_loads_total} loads, "
             f"{stats.adapter_evictions_total} evictions",
         ),
+        ("cold starts", _cold_row(served, stats)),
         *_memory_rows(served, stats),
         *_cost_rows(stats.cost_model),
         ("up", f"{stats.uptime_s:.0f} s, engine restarted {stats.engine_restarts_total} times"),
@@ -220,6 +222,16 @@ def _memory_rows(served: Info, stats: Stats) -> list[tuple[str, object]]:
         ),
         ("eviction", f"{memory.eviction} ({params})" if params else memory.eviction),
     ]
+
+
+def _cold_row(served: Info, stats: Stats) -> str:
+    """How requests start whose adapter is not in the pool, and how they did."""
+    cold = stats.cold_starts
+    done = f"{cold.wait_total} waited, {cold.stream_total} streamed, {cold.assist_total} assisted"
+    helpers = f", {cold.helpers_up} helpers up" if cold.helpers_up else ""
+    restarts = f" ({cold.helper_restarts_total} restarts)" if cold.helper_restarts_total else ""
+    lost = f", {cold.lost_rows_total} parts of steps lost" if cold.lost_rows_total else ""
+    return f"{served.cold_start}; {done}{lost}{helpers}{restarts}"
 
 
 def _found(part: int, whole: int, what: str) -> str:

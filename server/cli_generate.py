@@ -227,8 +227,10 @@ def _usage_line(final: Completion) -> str:
     usage, timing = final.usage, final.timing
     reason = final.reason if final.stop_string is None else f"stop at {final.stop_string!r}"
     cached = f"{usage.cached_tokens} of them cached, " if usage.cached_tokens else ""
+    cold = usage.cold_start
+    begun = f"{cold.way} for the adapter ({cold.reason}), " if cold else ""
     return (
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {cached}{reason}, "
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {cached}{reason}, {begun}"
         f"ttft {timing.ttft_s * 1000:.0f} ms, tpot {timing.tpot_s * 1000:.1f} ms, "
         f"seed {final.seed}"
     )

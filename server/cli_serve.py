@@ -14,6 +14,7 @@ import typer
 from .cli_options import parse_size, write_size
 from .cli_output import EXIT_REFUSED, EXIT_USAGE, complain
 from .config import (
+    ColdConfig,
     CostConfig,
     MemoryConfig,
     ModelConfig,
@@ -28,6 +29,7 @@ MEMORY = MemoryConfig()
 SCHEDULING = SchedulingConfig()
 SERVICE = ServiceConfig()
 COST = CostConfig()
+COLD = ColdConfig()
 
 # Shown as 2GiB, not 2147483648.
 HOST_BYTES = write_size(MEMORY.host_bytes)
@@ -90,6 +92,16 @@ def serve(
     link_bytes_per_s: Annotated[
         float, typer.Option(help="Emulate a link of this bandwidth on a CPU; 0: none.")
     ] = MEMORY.link_bytes_per_s,
+    cold_start: Annotated[
+        str,
+        typer.Option(
+            help="While an adapter is on its way: wait, stream, assist, or auto: the soonest."
+        ),
+    ] = COLD.cold_start,
+    helpers: Annotated[
+        int,
+        typer.Option(help="Processes that assist, a core each; -1: cores the device leaves."),
+    ] = COLD.num_helpers,
     max_running: Annotated[
         int, typer.Option(help="Requests in one step.")
     ] = SCHEDULING.max_running,
@@ -217,6 +229,7 @@ def serve(
             metrics_host=metrics_host,
         ),
         cost=CostConfig(calibrate_s=calibrate, step_log=step_log),
+        cold=ColdConfig(cold_start, helpers),
         debug=debug,
     )
     try:

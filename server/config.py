@@ -18,7 +18,9 @@ KERNELS = ("auto", "cpu", "triton")
 DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "slora")
 EVICTIONS = ("economy", "lru", "split")
+COLD_STARTS = ("wait", "stream", "assist", "auto")
 MAX_PORT = 65535
+MAX_HELPERS = 64
 TOKEN_VARIABLE = "LORRY_TOKEN"
 MIB = 1 << 20
 GIB = 1 << 30
@@ -76,6 +78,15 @@ class SchedulingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdConfig:
+    """How a request starts whose adapter is not in the pool."""
+
+    # wait, stream or assist alone; auto: what is foretold to be the soonest, not measured yet
+    cold_start: str = "wait"
+    num_helpers: int = -1  # processes that assist, a core each; -1: cores the device leaves
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     host: str = "127.0.0.1"
     port: int = 50051  # 0: any free one, printed at start
@@ -107,6 +118,7 @@ class ServerConfig:
     scheduling: SchedulingConfig = field(default_factory=SchedulingConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+    cold: ColdConfig = field(default_factory=ColdConfig)
     debug: bool = False  # audit and poison freed pages at every step
 
     def checked(self) -> ServerConfig:
@@ -140,6 +152,7 @@ class ServerConfig:
                 f"--policy is {self.scheduling.policy!r}; it must be one of {', '.join(POLICIES)}",
                 field="--policy",
             )
+        _check_cold(self.cold, self.memory)
         _at_least("--max-bypass", self.scheduling.max_bypass_s, 0)
         _between("--port", self.service.port, 0, MAX_PORT)
         _between("--metrics-port", self.service.metrics_port, -1, MAX_PORT)
@@ -195,6 +208,27 @@ def _check_memory(memory: MemoryConfig, device: str) -> None:
             f"--link-bytes-per-s is {memory.link_bytes_per_s:g} and --device is {device!r}: a link "
             "is emulated on a CPU only, a GPU has one",
             field="--link-bytes-per-s",
+        )
+
+
+def _check_cold(cold: ColdConfig, memory: MemoryConfig) -> None:
+    """What can be said before the machine is looked at (cold_choice.py says the rest)."""
+    if cold.cold_start not in COLD_STARTS:
+        raise ConfigError(
+            f"--cold-start is {cold.cold_start!r}; it must be one of {', '.join(COLD_STARTS)}",
+            field="--cold-start",
+        )
+    _between("--helpers", cold.num_helpers, -1, MAX_HELPERS)
+    if cold.cold_start == "assist" and cold.num_helpers == 0:
+        raise ConfigError(
+            "--cold-start is 'assist' and --helpers is 0: assisting takes at least 1 helper",
+            field="--helpers",
+        )
+    if cold.cold_start == "assist" and memory.host_bytes == 0:
+        raise ConfigError(
+            "--cold-start is 'assist' and --host-bytes is 0: helpers compute from images in host "
+            "memory, and there is none for them",
+            field="--host-bytes",
         )
 
 

@@ -13,10 +13,11 @@ import logging
 import math
 
 from .adapter_news import AdapterNews
-from .assembly import step_rows
+from .assembly import step_rows, without_shut
 from .engine_parts import EngineParts
 from .errors import Draining
 from .execution.batch import StepResult, StepRow
+from .execution.flight import Landed
 from .lives import Lives
 from .outbox import Outbox
 from .overlap import Airspace, Launched, is_over_at_once, must_land_first
@@ -54,6 +55,7 @@ class Engine:
         self._runner, self._limits, self._gate = parts.runner, parts.limits, parts.gate
         self._clock, self._audits, self._overlaps = parts.clock, parts.audits, parts.overlaps
         self._meter, self._prefixes = parts.meter, parts.prefixes
+        self.cold = parts.cold
         self.counters = Counters()
         self.stopping = False
         self._audited_s = -math.inf  # instant of the last audit
@@ -83,7 +85,7 @@ class Engine:
         except (EOFError, BrokenPipeError):
             _log.info("the front end is gone")
         finally:
-            self._link.close()
+            self._end_loads()
 
     def step(self, patience_s: float = 0.0) -> float:
         """One turn; returns how long the next may sleep when no command comes."""
@@ -98,18 +100,21 @@ class Engine:
         """Plans a step, and is back when its tokens are out."""
         plan = self._plan(now_s)
         awaited = awaits(self._state, plan)
-        rows = self._apply(plan, awaited)
+        rows, left_out = self._apply(plan, awaited)
         result = self._runner.run(rows) if rows else StepResult({})
+        lost = (*result.lost, *left_out)
         outcomes = commit(
             self._state,
             plan,
             result.tokens,
             self._clock.now_s(),
             broken=result.not_finite,
+            lost=lost,
             awaited=awaited,
         )
         self._reuse.reopen(plan)
-        self._count(awaited)
+        self._count(awaited, lost)
+        self._take_back(result, left_out)
         self._lives.tell(result)
         self._reuse.landed(awaited, outcomes, result)
         self._publish(outcomes, result)
@@ -125,13 +130,14 @@ class Engine:
             # on its way, for this plan as for the one before.
             plan = self._plan(self._clock.now_s())
         awaited = awaits(self._state, plan)
-        rows = self._apply(plan, awaited)
-        if rows:
-            self._airspace.append(Launched(self._runner.launch(rows), awaited))
+        rows, left_out = self._apply(plan, awaited)
+        if rows or left_out:
+            flight = self._runner.launch(rows) if rows else Landed(StepResult({}))
+            self._airspace.append(Launched(flight, awaited, left_out))
         ended = advance(self._state, plan, awaited)
         self._reuse.reopen(plan)
         self._publish(ended, StepResult({}))
-        stays_up = bool(rows) and not is_over_at_once(awaited, self._state)
+        stays_up = bool(rows) and not is_over_at_once(plan, awaited, self._state)
         has_landed |= self._await_steps(1 if stays_up else 0)
         return 0.0 if has_landed else self._patience_s(plan)
 
@@ -147,14 +153,17 @@ class Engine:
         launched = self._airspace[0]
         result = launched.flight.wait()
         self._airspace.popleft()
-        self._count(launched.awaited)
+        lost = (*result.lost, *launched.left_out)
+        self._count(launched.awaited, lost)
         outcomes = settle(
             self._state,
             launched.awaited,
             result.tokens,
             self._clock.now_s(),
             broken=result.not_finite,
+            lost=lost,
         )
+        self._take_back(result, launched.left_out)
         self._lives.tell(result)
         self._reuse.landed(launched.awaited, outcomes, result)
         self._lives.let_go_of_released()
@@ -162,19 +171,32 @@ class Engine:
         self._meter.landed(self._clock.now_s())
 
     def _plan(self, now_s: float) -> StepPlan:
-        view = self._residency.view(self._gate.tokens_per_page, self._prefixes)
+        prices = self.cold.prices()
+        view = self._residency.view(self._gate.tokens_per_page, self._prefixes, prices)
         return plan_step(self._state, view, self._limits, now_s)
 
-    def _apply(self, plan: StepPlan, awaited: Awaited) -> list[StepRow]:
+    def _apply(self, plan: StepPlan, awaited: Awaited) -> tuple[list[StepRow], tuple[int, ...]]:
+        """The step's rows, and whom it has to leave out."""
         self._prefixes.apply(plan)
         self._pool.apply(plan)
-        self._residency.apply(plan)
+        applied = self._residency.apply(plan)
         self._news.detach_departed()
+        self._news.open(applied.openings)
         self._news.look_ahead()
         self.counters.preemptions += len(plan.preemptions)
         self.counters.adapter_evictions += len(plan.evictions)
-        self._meter.takes_off(awaited, self._state, plan.now_s)
-        return step_rows(plan, awaited, self._state, self._pool, self._residency)
+        self._meter.takes_off(awaited, self._state, plan.now_s, is_cold=bool(plan.ways))
+        rows = step_rows(plan, awaited, self._state, self._pool, self._residency)
+        return without_shut(rows, self._news.is_open)
+
+    def _take_back(self, result: StepResult, left_out: tuple[int, ...]) -> None:
+        """Whose part of the step is void waits again; where helpers or a layer came too late, they
+        are not asked again for that load.
+        """
+        for row in result.lost:
+            self._residency.no_help(self._state.request(row).adapter_id)
+        if result.lost or left_out:
+            self._lives.take_back((*result.lost, *left_out), self._clock.now_s())
 
     def _publish(self, outcomes: tuple[Outcome, ...], result: StepResult) -> None:
         self._lives.hear(outcomes, result)
@@ -208,6 +230,13 @@ class Engine:
                 self.stopping = True
                 self._lives.end_all(_draining())
 
+    def _end_loads(self) -> None:
+        """Whoever reads an image lets go of it before the link ends."""
+        self._news.close()
+        if self.cold.helpers is not None:
+            self.cold.helpers.stop()
+        self._link.close()
+
     # Bookkeeping
 
     def _audit(self, now_s: float, *, idle: bool) -> None:
@@ -217,12 +246,14 @@ class Engine:
             self._prefixes.audit()
             self._audited_s = now_s
 
-    def _count(self, awaited: Awaited) -> None:
-        """Before the step's endings: what it computed for those who had left counts for nothing."""
-        leaving = self._state.leaving
+    def _count(self, awaited: Awaited, lost: tuple[int, ...]) -> None:
+        """Before the step's endings: what it computed for those who had left, or were lost, counts
+        for nothing.
+        """
+        void = self._state.leaving.union(lost)
         self.counters.steps += len(awaited.runs) > 0
-        num_tokens = sum(count for row, _, count, _ in awaited.runs.tolist() if row not in leaving)
-        num_decode = len(awaited.decoded - leaving)
+        num_tokens = sum(count for row, _, count, _ in awaited.runs.tolist() if row not in void)
+        num_decode = len(awaited.decoded - void)
         self.counters.tokens_decode += num_decode
         self.counters.tokens_prefill += num_tokens - num_decode
 
@@ -235,7 +266,8 @@ class Engine:
         # Everyone waits: for a load, or for pages that a load holds.
         now_s = self._clock.now_s()
         change_s = self._state.policy.next_change_s(self._state, plan.now_s)
-        return min(LOAD_NET_S, max(0.0, min(self._state.next_deadline_s(), change_s) - now_s))
+        next_s = min(self._state.next_deadline_s(), change_s, plan.wake_s)
+        return min(LOAD_NET_S, max(0.0, next_s - now_s))
 
     def stats(self, *, pages: bool) -> EngineStats:
         return engine_stats(
@@ -244,6 +276,7 @@ class Engine:
             self._pool,
             self._residency,
             self._host_tier,
+            helpers=self.cold.helpers,
             prefixes=self._prefixes,
             cost=self._meter.report(),
             pages=pages,

@@ -6,10 +6,11 @@ Filled by engine_process.py, by the simulator and by tests; taken apart by engin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..adapters.host_tier import HeldImage
 from ..adapters.image import ImageLayout
 from ..adapters.key import AdapterKey
 from .clock import Clock
@@ -21,9 +22,10 @@ from .memory.pool import Pool
 from .memory.prefix_cache import PrefixCache
 from .memory.residency import Residency
 from .scheduling.records import StepLimits
+from .scheduling.starts import NO_PRICES, StartPrices
 from .scheduling.state import SchedulerState
 from .seam import EngineEnd
-from .stats import HostTierView
+from .stats import HelpersView, HostTierView
 from .step_meter import StepMeter
 
 
@@ -39,10 +41,42 @@ class Runner(Protocol):
     def launch(self, rows: Sequence[StepRow]) -> Flight: ...
 
 
+class Helpers(HelpersView, Protocol):
+    """Processes that compute for adapters that are on their way."""
+
+    def stop(self) -> None: ...
+
+
 class HostTier(HostTierView, Protocol):
     def forget(self, key: AdapterKey) -> None: ...
 
     def contains(self, key: AdapterKey) -> bool: ...
+
+
+def _no_attach(slot: int, image: HeldImage, pages: Sequence[int]) -> None:
+    del image, pages
+    raise ValueError(f"slot {slot} cannot be attached before its image is in the pool")
+
+
+def _always_wait() -> StartPrices:
+    return NO_PRICES
+
+
+@dataclass(frozen=True, slots=True)
+class ColdParts:
+    """What lets requests start while their adapter is on its way; as it stands, nothing does."""
+
+    # Of a runner: let the slot mean an image that is on its way into these pages. The engine holds
+    # the image until it attaches or detaches the slot.
+    attach: Callable[[int, HeldImage, Sequence[int]], None] = _no_attach
+    prices: Callable[[], StartPrices] = _always_wait  # of the ways to start, now
+    helpers: Helpers | None = None
+    why: str = ""  # these ways: one line, for people
+    # That the step's threads keep to, so that helpers have theirs alone; empty: any.
+    cores: tuple[int, ...] = ()
+
+
+NEVER_COLD = ColdParts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +99,4 @@ class EngineParts:
     audits: bool = False  # check the pool's books after every step, not only when idle
     overlaps: bool = False  # plan a step while the one before it runs
     meter: StepMeter = field(default_factory=StepMeter)  # what times steps; as it stands nothing
+    cold: ColdParts = NEVER_COLD

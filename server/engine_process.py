@@ -10,16 +10,22 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import torch
 
 from ..adapters.host_tier import HostTier
 from .calibration import calibrated_fit
 from .clock import MonotonicClock
-from .config import ServerConfig
+from .cold_choice import ColdChoice, choose_cold
+from .cold_rooms import join_cold, keep_to, own_threads
+from .config import SchedulingConfig, ServerConfig
 from .engine import Engine
 from .engine_parts import EngineParts
 from .errors import ConfigError, LorryError
+from .execution.cold_start.board import LandedBoard
 from .execution.info import EngineInfo
 from .execution.link import PoolLink
 from .execution.runner import Runner
@@ -50,11 +56,14 @@ def run_engine(conn: Connection, config: ServerConfig) -> None:
             log = _open_step_log(config.cost.step_log, stack)
             runner = load_runner(config)
             fit = calibrated_fit(runner, config, MonotonicClock())
+            threads = own_threads()  # not the link's, who may run anywhere
             engine = build_engine(PipeEnd(conn), runner, config, meter=StepMeter(fit, log=log))
         except LorryError as error:
             conn.send(StartFailed(error))
             return
-        conn.send(runner.info())
+        if engine.cold.cores:
+            keep_to(engine.cold.cores, threads)
+        conn.send(replace(runner.info(), cold_start=engine.cold.why))
         _log.info("the engine is up in process %d", os.getpid())
         engine.run()
 
@@ -80,8 +89,19 @@ def build_engine(
     pool = Pool(info.num_pages, on_free=runner.poison if config.debug else _keep)
     if config.debug:
         runner.poison(range(info.num_pages))
-    host_tier = _make_host_tier(config.memory.host_bytes, runner)
-    link = PoolLink(host_tier, runner.pool_PE, end.wake, bytes_per_s=config.memory.link_bytes_per_s)
+    choice = _choose_cold(config, info.device, learns=meter.learns)
+    shared = bool(choice.cores.helpers)
+    host_tier = _make_host_tier(config.memory.host_bytes, runner, shared=shared)
+    board = LandedBoard() if choice.is_cold else None
+    cold = join_cold(choice, runner, host_tier, board, model=meter.model)
+    _log.info("cold starts: %s", cold.parts.why)
+    link = PoolLink(
+        host_tier,
+        runner.pool_PE,
+        end.wake,
+        bytes_per_s=config.memory.link_bytes_per_s,
+        board=board,
+    )
     link = meter.metered(link)
     rooms = join_memory(
         pool,
@@ -91,17 +111,14 @@ def build_engine(
         memory=config.memory,
         cost=meter.model,
         in_host=host_tier.contains,
+        cold=cold.facts,
     )
     overlaps, why = choose_overlap(config.scheduling.overlap, device=info.device)
     _log.info("the loop %s: %s", "overlaps" if overlaps else "is plain", why)
     return Engine(
         EngineParts(
             end=end,
-            state=SchedulerState(
-                config.scheduling.max_running,
-                config.scheduling.max_waiting,
-                policy=POLICIES[config.scheduling.policy],
-            ),
+            state=_make_state(config.scheduling),
             pool=pool,
             prefixes=rooms.prefixes,
             residency=rooms.residency,
@@ -116,13 +133,29 @@ def build_engine(
             meter=meter,
             model=info.fingerprint,
             share_prefixes=config.memory.share_prefixes,
+            cold=cold.parts,
         )
     )
 
 
-def _make_host_tier(host_bytes: int, runner: Runner) -> HostTier:
+def _choose_cold(config: ServerConfig, device: str, *, learns: bool) -> ColdChoice:
+    return choose_cold(
+        config,
+        device=device,
+        available=os.sched_getaffinity(0),
+        num_threads=torch.get_num_threads(),
+        learns=learns,
+    )
+
+
+def _make_state(scheduling: SchedulingConfig) -> SchedulerState:
+    policy = POLICIES[scheduling.policy]
+    return SchedulerState(scheduling.max_running, scheduling.max_waiting, policy=policy)
+
+
+def _make_host_tier(host_bytes: int, runner: Runner, *, shared: bool) -> HostTier:
     try:
-        return HostTier(host_bytes, like=runner.pool_PE)
+        return HostTier(host_bytes, like=runner.pool_PE, shared=shared)
     except MemoryError as error:
         raise ConfigError(
             f"--host-bytes is {host_bytes}, and the system does not give that much: {error}",

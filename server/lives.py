@@ -7,6 +7,8 @@ go of its pages, its adapter and its row together. Decides nothing about when it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..adapters.errors import AdapterRefused
 from .engine_parts import EngineParts
 from .errors import DeadlineExceeded, GivenUp, InternalError, Overloaded
@@ -16,9 +18,10 @@ from .memory.pool import KvOwner
 from .outbox import Outbox
 from .overlap import Airspace
 from .reuse import Reuse
-from .scheduling.records import BASE_ID, Ending, Outcome, Request
+from .scheduling.records import BASE_ID, Ending, Outcome, Request, StepPlan
+from .scheduling.starts import StartTold
 from .scheduling.state import MAX_RETRY_S, MIN_RETRY_S
-from .scheduling.timings import timings
+from .scheduling.timings import start_told, timings
 from .seam import Finish, Progress, PromptLogprobs, Reject, Submit
 from .stats import Counters
 
@@ -37,6 +40,7 @@ class Lives:
         self._gate, self._clock = parts.gate, parts.clock
         self._airspace, self._counters, self._outbox = airspace, counters, outbox
         self._reuse = reuse
+        self._started: dict[int, StartTold] = {}  # by row, from its first token on
 
     # The door
 
@@ -76,11 +80,21 @@ class Lives:
         """A step's tokens and endings."""
         for outcome in outcomes:
             if outcome.token is not None:
+                self._note_start(outcome.row)
                 wanted = outcome.row in result.logprobs
                 logprobs = (result.logprobs[outcome.row],) if wanted else ()
                 self._outbox.put(Progress(outcome.request_id, (outcome.token,), logprobs))
             if outcome.ending is not None:
                 self._end(outcome.row, outcome.ending)
+
+    def _note_start(self, row: int) -> None:
+        """With its first token: how it came to it, if its adapter was not there."""
+        if self._num_new_tokens(row) != 1:
+            return
+        told = start_told(self._state, row)
+        if told is not None:
+            self._started[row] = told
+            self._counters.starts[told.way] += 1
 
     # Endings
 
@@ -131,6 +145,7 @@ class Lives:
                     self._num_new_tokens(row),
                     timings(self._state, row),
                     num_cached_tokens=int(self._state.num_cached_tokens[row]),
+                    start=self._started.get(row),
                 )
             )
         self._leave(row)
@@ -170,6 +185,14 @@ class Lives:
 
     # Letting go
 
+    def take_back(self, lost: Sequence[int], now_s: float) -> None:
+        """Of rows whose part of a step is void, and that wait again: nothing of it stays."""
+        back = StepPlan(now_s=now_s, preemptions=tuple(lost))
+        self._reuse.give_back(back)
+        self._pool.apply(back)
+        self._reuse.reopen(back)
+        self._counters.lost_rows += len(back.preemptions)
+
     def let_go_of_released(self) -> None:
         """Of those who left while a step still used what they hold, and that has landed."""
         for row in self._airspace.released(self._state):
@@ -186,6 +209,7 @@ class Lives:
         """Pages, adapter and row go together."""
         adapter_id = self._state.request(row).adapter_id
         self._reuse.let_go(row)
+        self._started.pop(row, None)
         self._pool.release(KvOwner(row))
         self._state.drop(row)
         if adapter_id != BASE_ID:

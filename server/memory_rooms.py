@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..adapters.key import AdapterKey
 from .config import MemoryConfig
+from .memory.cold import ColdFacts
 from .memory.economy import make_economy
 from .memory.link_records import Link
 from .memory.pool import Pool
@@ -37,8 +38,11 @@ def join_memory(
     memory: MemoryConfig,
     cost: Callable[[], CostModel] = unknown,
     in_host: Callable[[AdapterKey], bool] = nowhere,
+    cold: ColdFacts | None = None,
 ) -> MemoryRooms:
-    """`cost`: what is known of step and load times now; `in_host`: whether host memory has it."""
+    """`cost`: what is known of step and load times now; `in_host`: whether host memory has it;
+    `cold`: requests may start before their load is over.
+    """
     economy = make_economy(memory.eviction, lambda: pool.turnovers)
     prices = Prices(tokens_per_page, model=cost, in_host=in_host)
     return MemoryRooms(
@@ -57,5 +61,6 @@ def join_memory(
             reload_s=prices.reload_s,
             cross_s=prices.cross_s,
             by_popularity=memory.prefetch,
+            cold=cold,
         ),
     )

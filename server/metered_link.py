@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..adapters.host_tier import HeldImage
 from ..adapters.key import AdapterCard
-from .memory.link_records import LayerLanded, Link, LinkEvent, Loaded, LoadOrder
+from .memory.link_records import Link, LinkEvent, Loaded, LoadFailed, LoadOrder, Opened
 from .scheduling.cost_fit import CostFit
 
 
@@ -20,9 +21,9 @@ class MeteredLink:
         self._link, self._fit = link, fit
         self._num_bytes: dict[int, int] = {}  # of the weights of each load under way
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         self._num_bytes[order.load_id] = order.card.weight_bytes
-        self._link.start(order)
+        return self._link.start(order)
 
     def cancel(self, load_id: int) -> None:
         self._link.cancel(load_id)
@@ -33,7 +34,7 @@ class MeteredLink:
     def poll(self) -> Sequence[LinkEvent]:
         events = self._link.poll()
         for event in events:
-            if isinstance(event, LayerLanded):
+            if not isinstance(event, Loaded | LoadFailed):
                 continue
             num_bytes = self._num_bytes.pop(event.load_id, 0)  # 0: the second end of one load
             if num_bytes and isinstance(event, Loaded):
@@ -42,6 +43,9 @@ class MeteredLink:
                 if event.disk_s > 0.0:
                     self._fit.read(num_bytes, event.disk_s)
         return events
+
+    def let_go(self, image: HeldImage) -> None:
+        self._link.let_go(image)
 
     def close(self) -> None:
         self._num_bytes.clear()

@@ -22,6 +22,7 @@ from .rpc.front import Front
 from .seam import EngineStats
 
 SCRAPE_TIMEOUT_S = 5.0
+COLD_WAYS = ("wait", "stream", "assist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,17 @@ MEASURES = (
         lambda s: s.memory.loads_cancelled,
     ),
     Measure(
+        "lorry_cold_lost_rows_total",
+        "Requests' parts of steps thrown away: a layer, or a helper's answer, came too late.",
+        lambda s: s.cold.lost_rows,
+    ),
+    Measure("lorry_helpers_up", "Helper processes that assist.", lambda s: s.cold.helpers_up),
+    Measure(
+        "lorry_helper_restarts_total",
+        "Times a helper process was started again.",
+        lambda s: s.cold.helper_restarts,
+    ),
+    Measure(
         "lorry_prefix_lookup_tokens_total",
         "Prompt tokens of requests that looked into the prefix cache.",
         lambda s: s.memory.prefix_lookup_tokens,
@@ -190,6 +202,7 @@ class EngineCollector(Collector):
         )
         stats = self._stats()
         yield _economy(stats)
+        yield _cold_starts(stats)
         if stats is not None:
             for measure in MEASURES:
                 yield _family(measure.name, measure.help, measure.read(stats))
@@ -253,4 +266,17 @@ def _economy(stats: EngineStats | None) -> Any:
     if stats is not None:
         for param, value in stats.memory.params:
             family.add_metric((stats.memory.eviction, param), value)
+    return family
+
+
+def _cold_starts(stats: EngineStats | None) -> Any:
+    """One counter; its label is one of three."""
+    family = CounterMetricFamily(
+        "lorry_cold_starts_total",
+        "Requests whose adapter was not in the pool, by the way they came to their first token.",
+        labels=("way",),
+    )
+    if stats is not None:
+        for way in COLD_WAYS:
+            family.add_metric((way,), getattr(stats.cold, way))
     return family

@@ -23,6 +23,7 @@ class Launched:
 
     flight: Flight
     awaited: Awaited
+    left_out: tuple[int, ...] = ()  # rows of the plan that could not be in the step
 
 
 class Airspace(deque[Launched]):
@@ -64,12 +65,14 @@ def _lacks_history(state: SchedulerState, row: int) -> bool:
     return needs and len(state.known_ids[row]) < state.num_known[row]
 
 
-def is_over_at_once(awaited: Awaited, state: SchedulerState) -> bool:
-    """Whether the step tells log-probabilities: the runner looks at them before it is back from
-    launching, so there is no flight to plan behind.
+def is_over_at_once(plan: StepPlan, awaited: Awaited, state: SchedulerState) -> bool:
+    """Whether there is no flight to plan behind, for the runner looks at the step before it is back
+    from launching: at log-probabilities, or at who was lost for its adapter was on its way.
     """
-    return bool(awaited.told) or any(
-        state.request(row).sampling.logprobs >= 0 for row in awaited.sampled
+    return (
+        bool(plan.ways)
+        or bool(awaited.told)
+        or any(state.request(row).sampling.logprobs >= 0 for row in awaited.sampled)
     )
 
 

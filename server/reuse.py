@@ -51,6 +51,12 @@ class Reuse:
         for row in plan.preemptions:
             self.open(row)
 
+    def give_back(self, plan: StepPlan) -> None:
+        """Preemptions that are not a planner's: what these rows computed is void. To be followed by
+        `reopen`, when their pages are free.
+        """
+        self._prefixes.apply(plan)
+
     def landed(self, awaited: Awaited, outcomes: tuple[Outcome, ...], result: StepResult) -> None:
         """What a step computed is there: whole prompts are shared from their first token on."""
         self._spoilt.update(result.not_finite)

@@ -16,6 +16,7 @@ from .execution.info import EngineInfo
 from .scheduling.cost_model import NO_REPORT, CostReport
 from .scheduling.records import RowTimings
 from .scheduling.sampling import SamplingParams, TokenLogprobs
+from .scheduling.starts import StartTold
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class Finish:
     num_new_tokens: int
     timings: RowTimings
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
+    start: StartTold | None = None  # None: its adapter was in the pool, or it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,21 @@ NO_MEMORY_STATS = MemoryStats()
 
 
 @dataclass(frozen=True, slots=True)
+class ColdStats:
+    """Starts of requests whose adapter was not in the pool, since the engine started."""
+
+    wait: int = 0  # requests that had their first token this way, as the next two
+    stream: int = 0
+    assist: int = 0
+    lost_rows: int = 0  # parts of steps that were thrown away and done again
+    helpers_up: int = 0  # now
+    helper_restarts: int = 0
+
+
+NO_COLD_STATS = ColdStats()
+
+
+@dataclass(frozen=True, slots=True)
 class PageRunStats:
     kind: str  # free, kv, adapter, cached
     count: int
@@ -220,6 +237,7 @@ class EngineStats:
     page_runs: tuple[PageRunStats, ...]  # empty unless asked for
     cost: CostReport = NO_REPORT  # of steps and loads
     memory: MemoryStats = NO_MEMORY_STATS
+    cold: ColdStats = NO_COLD_STATS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,19 @@ Prometheus (metrics.py does).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..adapters.host_tier import HostTierStats
+from .execution.cold_start.crew import HelperStats
 from .memory.pool import AdapterOwner, CacheOwner, KvOwner, Owner, Pool
 from .memory.prefix_cache import PrefixCache, PrefixStats
 from .memory.residency import Residency
 from .scheduling.cost_model import CostReport
+from .scheduling.starts import Way
 from .scheduling.state import SchedulerState
-from .seam import EngineStats, MemoryStats, PageRunStats, ResidentStats
+from .seam import ColdStats, EngineStats, MemoryStats, PageRunStats, ResidentStats
 
 
 @dataclass(slots=True)
@@ -34,6 +37,12 @@ class Counters:
     adapter_evictions: int = 0
     requests_with_adapter: int = 0
     pool_hits: int = 0  # of those: the adapter was in the pool when the request came
+    starts: Counter[Way] = field(default_factory=Counter[Way])  # of those not, by their way
+    lost_rows: int = 0  # parts of steps that were thrown away and done again
+
+
+class HelpersView(Protocol):
+    def stats(self) -> HelperStats: ...
 
 
 class HostTierView(Protocol):
@@ -47,12 +56,14 @@ def engine_stats(
     residency: Residency,
     host_tier: HostTierView,
     *,
+    helpers: HelpersView | None,
     prefixes: PrefixCache,
     cost: CostReport,
     pages: bool,
 ) -> EngineStats:
     """`pages`: also the owner of every page."""
     held, host = pool.stats(), host_tier.stats()
+    help_stats = helpers.stats() if helpers else None
     return EngineStats(
         num_running=state.num_running,
         num_waiting=state.num_waiting,
@@ -79,6 +90,14 @@ def engine_stats(
         cost=cost,
         memory=_memory_stats(
             counters, prefixes.stats(), residency, host, _tenant_pages(state, pool, residency)
+        ),
+        cold=ColdStats(
+            wait=counters.starts[Way.WAIT],
+            stream=counters.starts[Way.STREAM],
+            assist=counters.starts[Way.ASSIST],
+            lost_rows=counters.lost_rows,
+            helpers_up=help_stats.num_up if help_stats else 0,
+            helper_restarts=help_stats.num_restarts if help_stats else 0,
         ),
     )
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lorry.adapters.key import AdapterCard
 from lorry.server.config import MemoryConfig
 from lorry.server.engine import Engine
-from lorry.server.engine_parts import EngineParts
+from lorry.server.engine_parts import NEVER_COLD, ColdParts, EngineParts
 from lorry.server.intake import Gate
+from lorry.server.memory.cold import ColdFacts
 from lorry.server.memory.pool import Pool
 from lorry.server.memory_rooms import join_memory
 from lorry.server.scheduling.cost_model import NO_MODEL, CostModel
@@ -136,6 +138,13 @@ class Bench:
         self.heard[request_id].append(said)
 
 
+def _shares(memory: MemoryConfig, num_pages: int) -> dict[str, Any]:
+    return {
+        "max_tenant_pages": memory.max_tenant_pages(num_pages),
+        "adapter_share_pages": memory.adapter_share_pages(num_pages),
+    }
+
+
 def make_bench(
     *,
     num_pages: int = 32,
@@ -150,11 +159,10 @@ def make_bench(
     meter: StepMeter | None = None,
     memory: MemoryConfig = MEMORY,
     cost: CostModel = NO_MODEL,
+    cold: Callable[[FakeRunner], ColdParts] = lambda runner: NEVER_COLD,
+    facts: ColdFacts | None = None,
 ) -> Bench:
-    shares: dict[str, Any] = {
-        "max_tenant_pages": memory.max_tenant_pages(num_pages),
-        "adapter_share_pages": memory.adapter_share_pages(num_pages),
-    }
+    shares = _shares(memory, num_pages)
     end, clock, pages = LocalEnd(), FakeClock(), FakePages()
     runner = runner_kind(pages, tokens_per_page=4)
     link = FakeLink(pages, instant=instant)
@@ -167,6 +175,7 @@ def make_bench(
         memory=memory,
         cost=lambda: cost,
         in_host=host_tier.contains,
+        cold=facts,
     )
     engine = Engine(
         EngineParts(
@@ -191,6 +200,7 @@ def make_bench(
             meter=meter or StepMeter(),
             model="fake",
             share_prefixes=memory.share_prefixes,
+            cold=cold(runner),
         )
     )
     return Bench(engine, end, pool, runner, link, clock, host_tier)

@@ -15,12 +15,19 @@ from pathlib import Path
 from zlib import crc32
 
 from lorry.adapters.errors import AdapterLoadFailed
-from lorry.adapters.host_tier import HostTierStats
+from lorry.adapters.host_tier import HeldImage, HostTierStats
 from lorry.adapters.image import ImageLayout
 from lorry.adapters.key import AdapterCard, AdapterKey
 from lorry.server.execution.batch import StepResult, StepRow, ToldPrompt
 from lorry.server.execution.staging import MAX_FLIGHTS
-from lorry.server.memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
+from lorry.server.memory.link_records import (
+    LayerLanded,
+    LinkEvent,
+    Loaded,
+    LoadFailed,
+    LoadOrder,
+    Opened,
+)
 from lorry.server.scheduling.sampling import TokenLogprobs
 
 NUM_LAYERS = 3  # of the model that the fake link loads for
@@ -240,7 +247,11 @@ class FakeRunner:
 
 
 class FakeLink:
-    """Holds its loads until a test lands or fails them; with `instant` none is held."""
+    """Holds its loads until a test lands or fails them; with `instant` none is held.
+
+    `images`: by name, of adapters in host memory: a load of one is open at once. Any load may be
+    opened later. What was told open and not let go of is in `held`.
+    """
 
     def __init__(self, pages: FakePages | None = None, *, instant: bool = False) -> None:
         self.instant = instant
@@ -251,13 +262,27 @@ class FakeLink:
         self.wanted: tuple[AdapterCard, ...] = ()
         self._layers: dict[int, int] = {}
         self.events: list[LinkEvent] = []
+        self.images: dict[str, HeldImage] = {}
+        self.held: list[HeldImage] = []
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         self.started.append(order)
         self.orders[order.load_id] = order
         self._layers[order.load_id] = 0
+        image = self.images.get(order.card.key.name)
+        if image is not None:
+            self.held.append(image)
         if self.instant:
             self.finish(order.load_id)
+        return None if image is None else Opened(order.load_id, image)
+
+    def open(self, load_id: int, image: HeldImage) -> None:
+        """Its file's header has been read."""
+        self.held.append(image)
+        self.events.append(Opened(load_id, image))
+
+    def let_go(self, image: HeldImage) -> None:
+        self.held.remove(image)
 
     def poll(self) -> list[LinkEvent]:
         events, self.events = self.events, []

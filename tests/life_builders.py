@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import TypeVar
 
 from lorry.server.scheduling.fitting import never_fits
 from lorry.server.scheduling.policies import FCFS, Policy
@@ -14,6 +15,7 @@ from lorry.tests.world_builders import World
 
 MAX_STEPS = 3000  # of a life of 24 requests
 NUM_ADAPTERS = 8
+WorldT = TypeVar("WorldT", bound=World)
 
 
 def make_world(
@@ -89,8 +91,15 @@ def live_with_memory(seed: int, *, count: int = 24, deadlines: bool = False) -> 
     """The same with a prefix cache, and by the seed: two rooms, a cap for each of two tenants,
     pins, adapters that nobody asks for. Prompts begin alike, and some go on from an answer.
     """
+    num_pages = random.Random(seed + 9).choice([24, 24, 50])
+    world = make_world(seed, num_requests=count, num_pages=num_pages)
+    return live_in(world, seed, count=count, deadlines=deadlines)
+
+
+def live_in(world: WorldT, seed: int, *, count: int, deadlines: bool) -> WorldT:
+    """As above, in a world that has been made."""
     rng = random.Random(seed + 9)
-    world = make_world(seed, num_requests=count, num_pages=rng.choice([24, 24, 50]))
+    rng.choice([24, 24, 50])
     sizes = adapter_sizes(random.Random(seed + 2), world.num_pages)
     # A view is made of these before the first plan.
     world.limits = replace(world.limits, **_random_shares(rng, world.num_pages))

@@ -1,18 +1,24 @@
-"""What tests of the link share: images, orders, a host tier of one function, and a way to wait."""
+"""What tests of the link share: images, orders, a host tier of one function, a disk that is let on
+by a test, and a way to wait."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lorry.adapters.host_tier import HeldImage
+from lorry.adapters.host_tier import HeldImage, Told
 from lorry.adapters.image import ImageLayout
+from lorry.adapters.image_file import OpenImage, open_image
 from lorry.adapters.key import AdapterCard, AdapterKey
 from lorry.server.execution.link import PoolLink
-from lorry.server.memory.link_records import LayerLanded, LinkEvent, Loaded, LoadFailed, LoadOrder
+from lorry.server.memory.link_records import LinkEvent, Loaded, LoadFailed, LoadOrder, Opened
 
 LANDED = (3, 3, 4, 5)  # pages there after each layer of the image below
 PAGES = (0, 1, 2, 3, 4)  # of an image's load, in most tests
@@ -45,7 +51,7 @@ def names_of(events: list[LinkEvent]) -> list[tuple[int, str]]:
     return [
         (event.load_id, type(event).__name__)
         for event in events
-        if not isinstance(event, LayerLanded)
+        if isinstance(event, Loaded | LoadFailed)
     ]
 
 
@@ -73,40 +79,53 @@ class Source:
             self.share(image)
         return image
 
-    def share(self, image: HeldImage) -> None:
+    def share(self, image: HeldImage) -> bool:
         with self._lock:
             image.num_holders += 1
+        return True
 
     def let_go(self, image: HeldImage) -> None:
         with self._lock:
             image.num_holders -= 1
 
-    def read(self, card: AdapterCard) -> HeldImage:
+    def read(self, card: AdapterCard, told: Told | None = None) -> HeldImage:
         image = self._read(card)
         image.num_holders = 1
         if not image.is_loose:
             self.here[card.key] = image
         return image
 
-    def read_ahead(self, card: AdapterCard, spare: Collection[AdapterKey]) -> HeldImage | None:
+    def read_ahead(
+        self, card: AdapterCard, spare: Collection[AdapterKey], told: Told | None = None
+    ) -> HeldImage | None:
         self.ahead.append((card.key.name, frozenset(key.name for key in spare)))
         return self.read(card)
 
 
 class Waiter:
-    """Collects events; waits on the link's wake, never on time."""
+    """Collects events; waits on the link's wake, never on time. `hear` gets the image of each that
+    was told open.
+    """
 
-    def __init__(self) -> None:
-        self._woken = threading.Semaphore(0)
+    def __init__(self, hear: Callable[[HeldImage], object] | None = None) -> None:
+        self._woken, self._hear = threading.Semaphore(0), hear
 
     def wake(self) -> None:
         self._woken.release()
 
     def collect(self, link: PoolLink, num_loads: int) -> list[LinkEvent]:
+        return self.until(link, lambda events: len(names_of(events)) >= num_loads)
+
+    def until(
+        self, link: PoolLink, is_enough: Callable[[list[LinkEvent]], bool]
+    ) -> list[LinkEvent]:
         events: list[LinkEvent] = []
-        while sum(isinstance(event, Loaded | LoadFailed) for event in events) < num_loads:
+        while not is_enough(events):
             assert self._woken.acquire(timeout=WITHIN_S), f"nothing more after {events}"
-            events += link.poll()
+            for event in link.poll():
+                events.append(event)
+                if self._hear is not None and isinstance(event, Opened):
+                    self._hear(event.image)
         return events
 
 
@@ -134,6 +153,54 @@ class Gate:
     def await_reads(self, count: int) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.reading) >= count, WITHIN_S)
+
+
+class SlowDisk:
+    """Opens files whose pages come as far as a test lets them; headers come at once."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._allowed_bytes: dict[str, int] = {}  # of the pages, by file name
+        self._waiting: set[str] = set()  # whose reader has all that it may have
+        self.num_opened = 0
+
+    def let(self, name: str, num_bytes: int = 1 << 40) -> None:
+        """All bytes before this one may come."""
+        with self._changed:
+            self._allowed_bytes[name] = num_bytes
+            self._waiting.discard(name)
+            self._changed.notify_all()
+
+    def await_reader(self, name: str) -> None:
+        """Until somebody waits for more of it."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: name in self._waiting, WITHIN_S)
+
+    @contextmanager
+    def open(self, path: Path) -> Generator[OpenImage]:
+        with open_image(path) as image:
+            self.num_opened += 1
+            file: Any = _SlowFile(self, path.name, image.file)
+            yield replace(image, file=file)
+
+    def await_bytes(self, name: str, start: int) -> int:
+        """How many may come from `start` on, at least one."""
+        with self._changed:
+            while self._allowed_bytes.get(name, 0) <= start:
+                self._waiting.add(name)
+                self._changed.notify_all()
+                assert self._changed.wait(WITHIN_S), f"nobody lets {name} go on from {start}"
+            return self._allowed_bytes[name] - start
+
+
+class _SlowFile:
+    def __init__(self, disk: SlowDisk, name: str, file: FileIO) -> None:
+        self._disk, self._name, self._file, self._done = disk, name, file, 0
+
+    def readinto(self, memory: memoryview) -> int:
+        count = self._file.readinto(memory[: self._disk.await_bytes(self._name, self._done)])
+        self._done += count or 0
+        return count or 0
 
 
 class ManualTime:

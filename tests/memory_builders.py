@@ -43,7 +43,7 @@ def bring(residency: Residency, pool: Pool, link: FakeLink, name: str = "a") -> 
     residency.use(adapter_id, 0.0)
     plan = load_plan((adapter_id, 2))
     pool.apply(plan)
-    (order,) = residency.apply(plan)
+    (order,) = residency.apply(plan).orders
     link.finish(order.load_id)
     residency.drain(link.poll(), 1.0)
     return adapter_id
@@ -53,5 +53,5 @@ def start_load(residency: Residency, pool: Pool, adapter_id: int) -> int:
     """Returns the load's id."""
     plan = load_plan((adapter_id, 2))
     pool.apply(plan)
-    (order,) = residency.apply(plan)
+    (order,) = residency.apply(plan).orders
     return order.load_id

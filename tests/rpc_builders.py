@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,10 +32,8 @@ from lorry.server.errors import EngineUnavailable
 from lorry.server.rpc.front import Front
 from lorry.server.rpc.service import RpcServer
 from lorry.server.rpc.text import Text
-from lorry.server.scheduling.cost_model import NO_REPORT
 from lorry.server.scheduling.records import RowTimings
 from lorry.server.seam import (
-    NO_MEMORY_STATS,
     AdapterResidency,
     AskResidency,
     AskStats,
@@ -139,8 +137,9 @@ def make_card(name: str = "upper", version: int = 1) -> AdapterCard:
 
 
 def make_stats(**overrides: Any) -> EngineStats:
-    values: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
-    values |= {"residents": (), "page_runs": (), "cost": NO_REPORT, "memory": NO_MEMORY_STATS}
+    fields = EngineStats.__dataclass_fields__.values()
+    values: dict[str, Any] = {field.name: 0 for field in fields if field.default is MISSING}
+    values |= {"residents": (), "page_runs": ()}
     return EngineStats(**(values | overrides))
 
 

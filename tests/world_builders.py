@@ -189,14 +189,13 @@ class World:
             assert adapter_id not in {int(state.adapter_id[row]) for row in inside}
         told = awaits(state, plan).told.values()
         assert sum(map(len, told)) <= self.limits.max_prompt_logits
-        coming = sum(not seen.resident for seen in self.adapters.values()) + len(plan.loads)
-        assert coming <= self.limits.max_loads
+        self._check_cold(plan, inside)
         found = {hit.row: hit.num_pages for hit in plan.hits}
         assert found.keys() <= waiting & {run.row for run in plan.runs}
         for keep in plan.keeps:
             assert keep.row in plan.preemptions
             assert keep.num_pages * self.tokens_per_page <= state.num_computed[keep.row]
-        for run, adapter_id in zip(plan.runs, ids, strict=True):
+        for run in plan.runs:
             assert run.row not in out
             num_found = found.get(run.row, 0)
             held = int(state.num_pages[run.row]) + num_found
@@ -206,7 +205,16 @@ class World:
             assert held + run.num_new_pages == -(
                 -(run.start + run.num_tokens) // self.tokens_per_page
             )
+
+    def _check_cold(self, plan: StepPlan, inside: set[int]) -> None:
+        """A world where everyone waits for adapters; `inside`: rows that hold pages."""
+        del inside
+        coming = sum(not seen.resident for seen in self.adapters.values()) + len(plan.loads)
+        assert coming <= self.limits.max_loads
+        for run in plan.runs:
+            adapter_id = int(self.state.adapter_id[run.row])
             assert adapter_id == -1 or self.adapters[adapter_id].resident
+        assert (plan.ways, plan.starts, plan.wake_s) == ({}, (), float("inf"))
 
     def _compute(self, plan: StepPlan) -> None:
         """What a step reads is what these tokens wrote, and it writes no page that is shared."""

@@ -31,6 +31,8 @@ class Binary:
     unaligned: tuple[str, ...]
     # Plain integers whose value Triton looks at: another value may mean another binary.
     specialised: tuple[str, ...]
+    # What it says of the order of memory, as PTX has it and in that order.
+    orders: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,6 +43,7 @@ class Binary:
         fields["loads"] = tuple(Load(**load) for load in fields["loads"])
         fields["unaligned"] = tuple(fields["unaligned"])
         fields["specialised"] = tuple(fields["specialised"])
+        fields["orders"] = tuple(fields["orders"])
         return cls(**fields)
 
 

@@ -21,6 +21,7 @@ from ...kernels.cases import CompileCase
 from .binary import Binary, read_usage
 from .judge import CaseTerms
 from .loads import read_loads
+from .orders import read_orders
 
 CUOBJDUMP_TIMEOUT_S = 60.0
 
@@ -91,6 +92,7 @@ class Compiler:
             loads=read_loads(compiled.asm["ptx"], compiled.asm["ttgir"]),
             unaligned=unaligned_arguments(call),
             specialised=specialised_arguments(call),
+            orders=read_orders(compiled.asm["ptx"]),
         )
 
 

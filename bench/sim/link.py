@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...adapters.host_tier import HeldImage
 from ...adapters.image import ImageLayout
 from ...adapters.key import AdapterCard
 from ...server.memory.link_records import (
@@ -21,6 +22,7 @@ from ...server.memory.link_records import (
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
 from ...server.scheduling.cost_model import CostModel
 from .clock import SimClock
@@ -57,7 +59,7 @@ class SimLink:
         self.num_started = 0
         self.num_cancelled = 0
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         now_s = self._now_s()
         load = _Load(order, now_s, now_s)
         if not self._host_tier.fetch(order.card):
@@ -66,6 +68,7 @@ class SimLink:
         self._loads.append(load)
         self.num_started += 1
         self._time_crossings(now_s)
+        return None
 
     def cancel(self, load_id: int) -> None:
         """Whoever crosses already does so to the end."""
@@ -105,6 +108,9 @@ class SimLink:
         if self._cancelled:
             return self._clock.now_s()
         return self._loads[0].landed_s if self._loads else math.inf
+
+    def let_go(self, image: HeldImage) -> None:
+        """None is told open: there are no bytes."""
 
     def close(self) -> None:
         self._loads.clear()

@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...adapters.host_tier import HostTier
+from ...adapters.host_tier import HeldImage, HostTier
 from ...adapters.key import DEFAULT_TENANT, AdapterCard, AdapterKey
 from ...server.clock import MonotonicClock
 from ...server.engine import Engine
 from ...server.engine_parts import EngineParts
 from ...server.intake import Gate
-from ...server.memory.link_records import LinkEvent, Loaded, LoadOrder
+from ...server.memory.link_records import LinkEvent, Loaded, LoadOrder, Opened
 from ...server.memory.pool import Pool
 from ...server.memory_rooms import NOTHING_KEPT, join_memory
 from ...server.scheduling.records import StepLimits
@@ -69,15 +69,19 @@ class _InstantLink:
         self._world = world
         self._landed: list[LinkEvent] = []
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         self._world.put_image(int(order.card.key.name), order.pages)
         self._landed.append(Loaded(order.load_id, self._world.layout))
+        return None
 
     def cancel(self, load_id: int) -> None:
         """Nothing is on its way."""
 
     def want(self, cards: Sequence[AdapterCard]) -> None:
         """Nothing is read."""
+
+    def let_go(self, image: HeldImage) -> None:
+        """Nothing is told open."""
 
     def poll(self) -> Sequence[LinkEvent]:
         landed, self._landed = self._landed, []

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .cpu import CpuBackend
+from .dense import DenseBackend
 from .reference import ReferenceBackend
 from .room import LoraRoom
 from .tiles import TileBackend
@@ -79,7 +80,8 @@ def choose_backend(
     table: LoraTable | None = None,
     room: LoraRoom | None = None,
 ) -> LoraBackend:
-    """`cpu` serves, `tiles` is its plain path, `triton` serves on a GPU, `reference` defines.
+    """`cpu` serves, `dense` what is not in the pool as a whole yet, `tiles` is their plain path,
+    `triton` serves on a GPU, `reference` defines.
 
     One per pool. `triton` needs the table of the works that it will be given, and its room.
 
@@ -95,11 +97,13 @@ def choose_backend(
         return TritonBackend(table, room)
     if name == "cpu":
         return CpuBackend(workspace)
+    if name == "dense":
+        return DenseBackend()
     if name == "tiles":
         return TileBackend()
     if name == "reference":
         return ReferenceBackend()
-    raise ValueError(f"LoRA backend is {name!r}; it must be cpu, tiles, triton or reference")
+    raise ValueError(f"LoRA backend is {name!r}; it must be cpu, dense, tiles, triton or reference")
 
 
 def add_lora(

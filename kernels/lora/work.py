@@ -122,9 +122,21 @@ class LoraTable:
                 raise self._outside(factors)
         self._slots[slot] = dict(factors)
 
+    def renew(self, slot: int) -> None:
+        """The same tiles as another adapter's would be: whatever is kept of the slot is void.
+
+        Raises:
+            ValueError: nothing is attached to it.
+        """
+        self._slots[slot] = dict(self.factors(slot))
+
     def detach(self, slot: int) -> None:
         """Forget a slot; one that holds nothing is left as it is."""
         self._slots.pop(slot, None)
+
+    def has(self, slot: int) -> bool:
+        """Whether anything is attached to it."""
+        return slot in self._slots
 
     def factors(self, slot: int) -> Mapping[int, FactorTiles]:
         """What `slot` holds; the same object until it is attached anew.

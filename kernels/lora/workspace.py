@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .carve import ROW_ALIGN, Carving, carve, max_rows, workspace_row_bytes
-from .work import FactorTiles, LoraTable, SiteShape, tiles_of
+from .tile_reader import TileReader
+from .work import FactorTiles, LoraTable, SiteShape
 
 # Products run over all rows from the first adapter's of a step to the last one's: with more than
 # twice what they need between them, and these beside, they are laid closer together.
@@ -48,6 +49,7 @@ class Workspace:
         self._block = torch.zeros(num_bytes, dtype=torch.uint8)
         self._carving: Carving = carve(self._block, self._shapes, dtype)
         self._places: dict[int, Place] = {}  # by slot; no two overlap
+        self._reader: TileReader | None = None  # of the pool that was read last
 
     @property
     def num_rows(self) -> int:
@@ -133,7 +135,9 @@ class Workspace:
                 del self._places[other]
         self._places[slot] = place
         factors = place.factors
-        flat, cols = pool_PE.view(-1), table.tile_cols
+        reader = self._reader
+        if reader is None or reader.pool_PE is not pool_PE:
+            reader = self._reader = TileReader(pool_PE, table.tile_cols)
         for site in self._carving.parts:
             tiles = factors.get(site)
             parts = self.rows(site, slice(place.row, place.end_row))
@@ -143,8 +147,8 @@ class Workspace:
                     part[rank:].zero_()
             if tiles is not None:
                 a_RI, b_RO, scale_R = parts
-                _copy_factor(flat, tiles.a_offsets, a_RI[:rank], cols)
-                _copy_factor(flat, tiles.b_offsets, b_RO[:rank], cols)
+                reader.read(tiles.a_offsets, a_RI[:rank])
+                reader.read(tiles.b_offsets, b_RO[:rank])
                 scale_R[:rank].fill_(tiles.scale)
         return place
 
@@ -162,11 +166,3 @@ def _lowest_gap(places: Mapping[int, Place], num_rows: int, end_row: int) -> int
 def _rows_needed(factors: Mapping[int, FactorTiles]) -> int:
     rank = max((tiles.rank for tiles in factors.values()), default=0)
     return -(-rank // ROW_ALIGN) * ROW_ALIGN
-
-
-def _copy_factor(flat: Tensor, offsets: Tensor, factor: Tensor, tile_cols: int) -> None:
-    rank, width = factor.shape
-    for tile in tiles_of(offsets, rank, width, tile_cols):
-        view = flat.as_strided((tile.num_rows, tile.num_cols), (tile.stride, 1), tile.offset)
-        rows = slice(tile.row, tile.row + tile.num_rows)
-        factor[rows, tile.col : tile.col + tile.num_cols].copy_(view)

@@ -48,8 +48,9 @@ def make_lora(
         workspace = make_workspace(loaded, limits.workspace_rows) if kernels == "cpu" else None
         return lora.choose_backend(kernels, workspace=workspace)
     room = LoraRoom(
-        # The body's sites see every token, the head's the places whose logits are wanted.
-        max_rows=(limits.max_step_tokens, limits.max_logit_rows),
+        # The body's sites see every token, the head's the places whose logits are wanted; then the
+        # same for rows whose adapter is on its way (cold_start).
+        max_rows=2 * (limits.max_step_tokens, limits.max_logit_rows),
         max_segments=limits.max_running,
         max_rank=limits.max_rank,
         device=loaded.device,

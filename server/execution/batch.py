@@ -6,7 +6,7 @@ rows into tensors, the only place where that happens. Knows no policies and no r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from ...kernels.attention import AttentionWork
 from ...kernels.lora import Segment
 from ..scheduling.records import MAX_PROMPT_LOGITS, NO_PLACES
 from ..scheduling.sampling import SamplingParams, TokenLogprobs
+from ..scheduling.starts import Way
 from .staging import Numbers, Staging, room_cells
 
 TOKEN_ARRAYS, ROW_ARRAYS = 5, 4  # of a batch, as long as its tokens and its requests
@@ -46,6 +47,9 @@ class StepRow:
     known_ids: Sequence[int] = ()
     num_prompt: int = 0  # of those, tokens of the prompt
     tell: range = NO_PLACES  # positions in this chunk whose next token, of the prompt, is judged
+    # How the adapter is had: from the pool, or, while its pages are on their way, layer by layer.
+    # WAIT is none of a step's. Rows of one slot agree.
+    way: Way = Way.WARM
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,9 @@ class StepResult:
     # row -> its token's, for rows that want them
     logprobs: dict[int, TokenLogprobs] = field(default_factory=_no_logprobs)
     told: tuple[ToldPrompt, ...] = ()  # a stretch for each row with places to tell
+    # Rows whose adapter's product could not be had in time: what was computed for them is void,
+    # they got no token, and nothing of theirs is told.
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class Batch:
     attention: AttentionWork
     segments: tuple[Segment, ...]
     head_segments: tuple[Segment, ...]  # the same over the places of sample_idx
+    ways: Mapping[int, Way]  # slot -> how it is had, of those whose pages are on their way
     # int64, places in the step whose logits are wanted, in the order of the rows; of one row the
     # places of its prompt come first, then the place whose next token is sampled.
     sample_idx: Tensor
@@ -190,6 +198,7 @@ def build_batch(rows: Sequence[StepRow], buffers: StepBuffers, *, bucket: int = 
         attention=_attention_work(rows, lens, starts, positions, position_T, buffers),
         segments=segments,
         head_segments=_among(segments, places),
+        ways={row.adapter_slot: row.way for row in rows if row.way is not Way.WARM},
         sample_idx=sample_idx,
         told=tuple(wanted.told),
         drawn=tuple(drawn),

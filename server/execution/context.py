@@ -31,14 +31,36 @@ class Attend(Protocol):
     ) -> Tensor: ...
 
 
+class ColdRows(Protocol):
+    """Rows of adapters whose pages are on their way; cold_start/step.py's."""
+
+    def begin(self, sites: Sequence[int], hidden_TI: Tensor) -> None:
+        """Before the base's product."""
+        ...
+
+    def add(self, sites: Sequence[int], hidden_TI: Tensor, outs_TO: Sequence[Tensor]) -> None:
+        """After it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoraStep:
     """The adapters' part of one step."""
 
-    work: LoraWork
+    work: LoraWork | None  # of adapters in the pool; None: there are none
     pool_PE: Tensor
     num_rows: int  # that every site is given
     backend: LoraBackend
+    cold: ColdRows | None = None  # None: every adapter of the step is in the pool
+
+    def begin(self, sites: Sequence[int], input: Tensor) -> None:  # noqa: A002
+        """The base's product with `input` is made next.
+
+        Raises:
+            ModelRefused: as below.
+        """
+        if self.cold is not None:
+            self.cold.begin(sites, self._rows(sites, input))
 
     def add(self, sites: Sequence[int], input: Tensor, outs_TO: Sequence[Tensor]) -> None:  # noqa: A002
         """Add every adapter's product with `input` at each of the sites to its rows of their outs.
@@ -46,6 +68,20 @@ class LoraStep:
         Raises:
             ModelRefused: what the sites are given is not the step's rows.
         """
+        hidden_TI = self._rows(sites, input)
+        if self.work is not None:
+            add_lora(
+                hidden_TI,
+                self.pool_PE,
+                self.work,
+                sites=sites,
+                outs_TO=outs_TO,
+                backend=self.backend,
+            )
+        if self.cold is not None:
+            self.cold.add(sites, hidden_TI, outs_TO)
+
+    def _rows(self, sites: Sequence[int], input: Tensor) -> Tensor:  # noqa: A002
         hidden_TI = input.reshape(-1, input.shape[-1]).contiguous()
         if hidden_TI.shape[0] != self.num_rows:
             raise ModelRefused(
@@ -53,9 +89,7 @@ class LoraStep:
                 f"{self.num_rows}: its rows are not the step's tokens in order",
                 field="--model",
             )
-        add_lora(
-            hidden_TI, self.pool_PE, self.work, sites=sites, outs_TO=outs_TO, backend=self.backend
-        )
+        return hidden_TI
 
 
 class StepContext:

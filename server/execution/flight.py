@@ -9,13 +9,13 @@ holds flights, the plain one waits at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .batch import StepResult
+from .batch import StepResult, StepRow
 from .staging import MAX_FLIGHTS
 
 
@@ -90,4 +90,19 @@ def result_of(rows: Sequence[int], tokens: Sequence[int]) -> StepResult:
     return StepResult(
         tokens={row: token for row, token in pairs if token >= 0},
         not_finite=tuple(row for row, token in pairs if token < 0),
+    )
+
+
+def without_lost(result: StepResult, rows: Sequence[StepRow], slots: frozenset[int]) -> StepResult:
+    """What is left of a result when the rows of these slots are void."""
+    lost = {row.row for row in rows if row.adapter_slot in slots}
+    if not lost:
+        return result
+    return replace(
+        result,
+        tokens={row: token for row, token in result.tokens.items() if row not in lost},
+        not_finite=tuple(row for row in result.not_finite if row not in lost),
+        logprobs={row: one for row, one in result.logprobs.items() if row not in lost},
+        told=tuple(one for one in result.told if one.row not in lost),
+        lost=tuple(row.row for row in rows if row.row in lost),
     )

@@ -25,3 +25,4 @@ class EngineInfo:
     self_proof: str  # one line: what was compared and the largest error
     eos_ids: tuple[int, ...]
     vocab_size: int
+    cold_start: str = ""  # how requests may start whose adapter is not in the pool, and why

@@ -1,9 +1,10 @@
 """The link: brings packed adapters from disk, through the host tier, into pages of the pool.
 
-Owns the threads: readers (disk to host memory) and one for the wire (host memory to pool). Who is
-next stands in load_queue.py, how bytes move in wire.py. Does not know which pages are free, nor
-what the adapters are for. Started and polled by residency; nothing reads a page before its event
-says that it has landed.
+Owns the threads: readers (disk to host memory) and one for the wire (host memory to pool); layers
+flow, so that the first is in the pool before the last is off the disk. Who is next stands in
+load_queue.py, how bytes move in wire.py. Does not know which pages are free, nor what the adapters
+are for. Started and polled by residency; nothing reads a page before its event, or the board, says
+that it has landed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...adapters.errors import AdapterError, AdapterLoadFailed
-from ...adapters.host_tier import HeldImage
+from ...adapters.host_tier import HeldImage, Told
 from ...adapters.key import AdapterCard, AdapterKey
 from ..clock import Clock, MonotonicClock
 from ..memory.link_records import (
@@ -29,9 +30,20 @@ from ..memory.link_records import (
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
+from .cold_start.board import LandedBoard
 from .load_queue import Load, LoadQueue, Read
-from .wire import DeviceWire, EmulatedWire, HostWire, TimedWait, Wire, check_image, image_of
+from .wire import (
+    DeviceWire,
+    EmulatedWire,
+    HostWire,
+    TimedWait,
+    Wire,
+    check_image,
+    image_of,
+    misfit_of,
+)
 
 CLOSE_TIMEOUT_S = 4.0  # how long all threads together may take to end
 
@@ -46,21 +58,25 @@ class ImageSource(Protocol):
 
     def hold(self, key: AdapterKey) -> HeldImage | None: ...
 
-    def share(self, image: HeldImage) -> None: ...
+    def share(self, image: HeldImage) -> bool: ...
 
     def let_go(self, image: HeldImage) -> None: ...
 
-    def read(self, card: AdapterCard) -> HeldImage:
+    def read(self, card: AdapterCard, told: Told) -> HeldImage:
         """Raises AdapterLoadFailed, as the next one does; both wait for the disk."""
         ...
 
-    def read_ahead(self, card: AdapterCard, spare: Collection[AdapterKey]) -> HeldImage | None: ...
+    def read_ahead(
+        self, card: AdapterCard, spare: Collection[AdapterKey], told: Told
+    ) -> HeldImage | None: ...
 
 
 class PoolLink:
     """A `Link` over threads; `wake` is called from them whenever there is something to poll.
 
-    `bytes_per_s`: emulate a link of this bandwidth, for a pool on a CPU; 0: as fast as it goes.
+    `board`: who starts before a load has ended looks there; None: nobody does, and nothing is told
+    `Opened`. `bytes_per_s`: emulate a link of this bandwidth, for a pool on a CPU; 0: as fast as it
+    goes.
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class PoolLink:
         pool_PE: Tensor,
         wake: Callable[[], None],
         *,
+        board: LandedBoard | None = None,
         num_readers: int = 2,
         bytes_per_s: float = 0.0,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
@@ -76,6 +93,7 @@ class PoolLink:
         wait: TimedWait = threading.Condition.wait,
     ) -> None:
         self._source, self._pool_PE, self._wake = source, pool_PE, wake
+        self._board = board
         self._clock, self._close_timeout_s = clock or MonotonicClock(), close_timeout_s
         self._changed = threading.Condition()
         self._queue = LoadQueue(max_hints=max(1, num_readers - 1))
@@ -101,10 +119,12 @@ class PoolLink:
             )
         return DeviceWire(self._pool_PE) if self._pool_PE.is_cuda else HostWire(self._pool_PE)
 
-    def start(self, order: LoadOrder) -> None:
+    def start(self, order: LoadOrder) -> Opened | None:
         """Begin; never blocks. To be called by the thread that launches steps, on their stream:
         whatever was launched before may still read the pages.
         """
+        if self._board is not None:
+            self._board.begin(order.slot, order.load_id)
         self._wire.clear(order.pages)
         load = Load(order, self._clock.now_s())
         if self._pool_PE.is_cuda:
@@ -112,9 +132,22 @@ class PoolLink:
             load.freed.record(torch.cuda.current_stream(self._pool_PE.device))
         with self._changed:
             # In one with the queue's: a read that ends in between is found here, or joined there.
-            load.image, load.ready_s = self._source.hold(order.card.key), load.ordered_s
+            load.image = self._source.hold(order.card.key)
+            if load.image is not None:
+                load.num_read = load.num_layers
+            elif (
+                (read := self._queue.under_way(order.card.key))
+                and read.image is not None
+                # A read that has just failed is told to the queue after its image is gone.
+                and self._source.share(read.image)
+            ):
+                load.image, load.num_read = read.image, read.num_read
+            load.ready_s = load.read_end_s = load.ordered_s
             self._queue.add(load)
+            opened = self._open(load)
+            self._show_read(load)
             self._changed.notify_all()
+        return opened
 
     def cancel(self, load_id: int) -> None:
         """Never blocks. One that crosses goes on to the end of its layer; on a GPU, to its end."""
@@ -122,8 +155,7 @@ class PoolLink:
             load = self._queue.cancel(load_id)
             self._changed.notify_all()
         if load is not None:
-            self._let_go(load)
-            self._tell(LoadFailed(load_id, _cancelled(load)))
+            self._end(load, _given_up(load))
 
     def want(self, cards: Sequence[AdapterCard]) -> None:
         """Read ahead, as long as that costs no room that an earlier one of them has."""
@@ -140,6 +172,13 @@ class PoolLink:
             events.append(self._events.popleft())
         return events
 
+    def let_go(self, image: HeldImage) -> None:
+        """Of an `Opened`, by whoever heard it."""
+        self._source.let_go(image)
+        if image.is_loose:
+            with self._changed:
+                self._changed.notify_all()
+
     def close(self) -> None:
         """Give up what is under way, at the next layer, and end the threads.
 
@@ -151,10 +190,12 @@ class PoolLink:
             loads = self._queue.clear()
             self._changed.notify_all()
         for load in loads:
-            self._let_go(load)
+            self._end(load, _given_up(load))
         for thread in self._threads:
             thread.join(self._close_timeout_s / len(self._threads))
-        self._events.clear()
+        for event in self.poll():
+            if isinstance(event, Opened):
+                self.let_go(event.image)
         hanging = [thread.name for thread in self._threads if thread.is_alive()]
         if hanging:
             _log.warning("%s: still busy with an adapter, left behind", ", ".join(hanging))
@@ -164,83 +205,124 @@ class PoolLink:
     def _read_images(self) -> None:
         _compute_alone()
         while (read := self._next(self._queue.next_read)) is not None:
-            began_s = self._clock.now_s()
+            told = partial(self._read_on, read, self._clock.now_s())
             try:
-                image = self._read(read)
+                image = self._read(read, told)
             # The thread's last line of defence: every order gets an answer, whatever happens.
             except Exception as error:
                 self._fail_all(read, error)
             else:
-                self._hand_over(read, image, self._clock.now_s() - began_s)
+                self._hand_over(read, image, told)
 
-    def _read(self, read: Read) -> HeldImage | None:
+    def _read(self, read: Read, told: Told) -> HeldImage | None:
         if read.spare is None:
-            return self._source.read(read.card)
-        return self._source.read_ahead(read.card, read.spare)
+            return self._source.read(read.card, told)
+        return self._source.read_ahead(read.card, read.spare, told)
+
+    def _read_on(self, read: Read, began_s: float, image: HeldImage, num_layers: int) -> None:
+        """So many layers are in host memory; of 0 it is known where they will be."""
+        now_s, opened = self._clock.now_s(), list[Opened]()
+        with self._changed:
+            loads = self._queue.advance(read, image, num_layers, now_s=now_s)
+            for load in loads:
+                if load.image is None:
+                    self._source.share(image)
+                    load.image = image
+                    if (event := self._open(load)) is not None:
+                        opened.append(event)
+                self._show_read(load)
+                if load.is_read:
+                    load.read_end_s, load.disk_s = now_s, now_s - began_s
+            self._events.extend(opened)  # before anything of it can land
+            if loads:
+                self._changed.notify_all()
+        if opened:
+            self._wake()
 
     def _fail_all(self, read: Read, error: Exception) -> None:
         """Of a read ahead it is nobody: should the adapter be ordered, that will tell."""
         with self._changed:
-            loads = self._queue.take_read(read)
-            for load in loads:
-                self._queue.end(load)
+            loads = self._queue.fail_read(read, error)
+            self._changed.notify_all()
         for load in loads:
-            self._tell(LoadFailed(load.order.load_id, _as_adapter_error(load.order, error)))
+            self._end(load, LoadFailed(load.order.load_id, _as_adapter_error(load.order, error)))
 
-    def _hand_over(self, read: Read, image: HeldImage | None, disk_s: float) -> None:
+    def _hand_over(self, read: Read, image: HeldImage | None, told: Told) -> None:
+        if image is not None:
+            told(image, len(image.layout.landed_pages))  # it was here already: nobody has heard yet
         with self._changed:
             loads = self._queue.take_read(read)
             if image is None:
                 self._queue.put_back(loads)
-            else:
-                for load in loads:
-                    self._source.share(image)
-                    load.image, load.ready_s, load.disk_s = image, self._clock.now_s(), disk_s
-                    self._queue.add(load)
-            self._changed.notify_all()
-            if image is None:
+                self._changed.notify_all()
                 return
-            self._source.let_go(image)
             # What lies outside the tier is bounded by the number of readers.
-            while image.is_loose and not all(load.is_over for load in loads):
+            while image.is_loose and image.num_holders > 1 and not self._is_closed:
                 self._changed.wait()
+        self._source.let_go(image)
+
+    def _open(self, load: Load) -> Opened | None:
+        """What the hearer gets, with a share of his own; None: no cells are known, nobody hears, or
+        the image does not fit, which the load's end tells.
+        """
+        image = load.image
+        if self._board is None or image is None:
+            return None
+        if misfit_of(load.order, image, self._pool_PE):
+            return None
+        self._source.share(image)
+        return Opened(load.order.load_id, image)
+
+    def _show_read(self, load: Load) -> None:
+        if self._board is not None and load.num_read:
+            self._board.read(load.order.slot, load.order.load_id, load.num_read)
 
     # Host memory to pool
 
     def _cross_loads(self) -> None:
         _compute_alone()
         while (load := self._next(self._queue.next_crossing)) is not None:
-            order, event = load.order, None
-            try:
-                check_image(order, image_of(load), self._pool_PE)
-                whole = self._wire.carry(load, partial(self._landed, load))
-                if not whole:
-                    event = LoadFailed(order.load_id, _cancelled(load))
-            # As above.
-            except Exception as error:
-                self._wire.settle()
-                event = LoadFailed(order.load_id, _as_adapter_error(order, error))
-            event = event or self._loaded(load)
-            self._wire_free_s = self._clock.now_s()
-            with self._changed:
+            event = self._cross(load)
+            if event is not None:
+                self._end(load, event)
+
+    def _cross(self, load: Load) -> Loaded | LoadFailed | None:
+        """With what is in host memory of it; None: the rest still comes, and others may cross."""
+        event, end_layer = None, load.num_read
+        try:
+            check_image(load.order, image_of(load), self._pool_PE)
+            if not self._wire.carry(load, end_layer, partial(self._landed, load)):
+                event = _given_up(load)
+        # As above.
+        except Exception as error:
+            self._wire.settle()
+            event = LoadFailed(load.order.load_id, _as_adapter_error(load.order, error))
+        now_s = self._clock.now_s()
+        load.wire_s += now_s - max(load.ready_s, self._wire_free_s)
+        self._wire_free_s = now_s
+        with self._changed:
+            self._queue.crossed(load, end_layer)
+            if event is None and end_layer == load.num_layers:
+                event = _loaded(load, now_s)
+            elif event is None and load.is_given_up:
+                event = _given_up(load)
+            if event is not None:
                 self._queue.end(load)
-                self._changed.notify_all()
-            self._let_go(load)
-            self._tell(event)
+            self._changed.notify_all()
+        return event
 
     def _landed(self, load: Load, layer: int) -> None:
+        if self._board is not None:
+            self._board.land(load.order.slot, load.order.load_id, layer + 1)
         self._tell(LayerLanded(load.order.load_id, layer))
 
-    def _loaded(self, load: Load) -> Loaded:
-        now_s = self._clock.now_s()
-        return Loaded(
-            load.order.load_id,
-            image_of(load).layout,
-            seconds=now_s - load.ordered_s,
-            read_s=load.ready_s - load.ordered_s,
-            disk_s=load.disk_s,
-            wire_s=now_s - max(load.ready_s, self._wire_free_s),
-        )
+    def _end(self, load: Load, event: Loaded | LoadFailed) -> None:
+        """No page of it is written any more."""
+        if self._board is not None and isinstance(event, LoadFailed):
+            self._board.void(load.order.slot, load.order.load_id)
+        if load.image is not None:
+            self.let_go(load.image)
+        self._tell(event)
 
     def _next(self, take: Callable[[], _Job | None]) -> _Job | None:
         """Waits for one; None: the link is closed."""
@@ -251,10 +333,6 @@ class PoolLink:
                     return job
                 self._changed.wait()
             return None
-
-    def _let_go(self, load: Load) -> None:
-        if load.image is not None:
-            self._source.let_go(load.image)
 
     def _tell(self, event: LinkEvent) -> None:
         if not self._is_closed:
@@ -269,8 +347,23 @@ def _compute_alone() -> None:
     torch.set_num_threads(1)
 
 
-def _cancelled(load: Load) -> LoadCancelled:
-    return LoadCancelled(f"nobody needs {load.order.card.key} any more")
+def _loaded(load: Load, now_s: float) -> Loaded:
+    return Loaded(
+        load.order.load_id,
+        image_of(load).layout,
+        seconds=now_s - load.ordered_s,
+        read_s=load.read_end_s - load.ordered_s,
+        disk_s=load.disk_s,
+        wire_s=load.wire_s,
+    )
+
+
+def _given_up(load: Load) -> LoadFailed:
+    """Its read has failed, or nobody needs it any more."""
+    key, error = load.order.card.key, load.error
+    if error is not None:
+        return LoadFailed(load.order.load_id, _as_adapter_error(load.order, error))
+    return LoadFailed(load.order.load_id, LoadCancelled(f"nobody needs {key} any more"))
 
 
 def _as_adapter_error(order: LoadOrder, error: Exception) -> AdapterError:

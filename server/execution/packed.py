@@ -64,6 +64,7 @@ class PackedLinear(LoraLinear):
     packed: PackedWeight | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
+        self.begin_adapters(input)
         if self.packed is None:
             out = functional.linear(input, self.weight, self.bias)
         else:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ...adapters.host_tier import HeldImage
 from ...adapters.image import ImageLayout, tile_cols
-from ...kernels import attention
+from ...kernels import attention, lora
 from ...kernels.attention import AttentionBackend, AttentionOptions, AttentionWork
 from ...kernels.lora import FactorTiles, LoraBackend, LoraTable, LoraWork, Segment, SiteShape
 from .backends import choose_kernels, make_attention, make_lora
-from .batch import Batch, StepCapacity
+from .batch import Batch, StepCapacity, StepRow
+from .cold_start.slots import ColdSlots
+from .cold_start.step import BODY, ColdProducts, ColdRooms, ColdRows
 from .context import LoraStep
 from .model import LoadedModel
+from .placing import place_tiles
 from .sites import find_sites
 
 
@@ -72,6 +74,10 @@ class PagedModel:
         self._step: _Step | None = None  # prepared last
         self._attention = attention_backend or make_attention(kernels, loaded, limits)
         self._lora = lora_backend or make_lora(kernels, loaded, limits, self._table)
+        # A CPU's path lays all of an adapter out at its first product; of one that is on its way
+        # there is only what has landed.
+        self._cold_lora = self._lora if kernels == "triton" else lora.choose_backend("dense")
+        self._cold = ColdSlots([site.layer for site in loaded.image_spec.sites])
 
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         """Let `slot` mean the image that lies in `pages`, in the order of the image's pages.
@@ -79,18 +85,39 @@ class PagedModel:
         Raises:
             ValueError: the layout is not one for this pool, or does not fit `pages`.
         """
-        if layout.tile_cols != self._table.tile_cols or len(pages) != layout.num_pages:
-            raise ValueError(
-                f"an image of {layout.num_pages} pages with tiles of {layout.tile_cols} columns "
-                f"does not fit {len(pages)} pages and tiles of {self._table.tile_cols}"
-            )
-        max_rank = max((tiles.rank for tiles in layout.sites), default=0)
-        if max_rank > self.limits.max_rank:
-            raise ValueError(f"rank is {max_rank}; buffers hold {self.limits.max_rank}")
-        self._table.attach(slot, _place(layout, pages, self.pool_PE.shape[1]))
+        cold = self._cold.close(slot)
+        if cold is not None and cold.layout is layout and cold.pages == tuple(pages):
+            # Placed and checked when it was opened: that takes milliseconds.
+            self._table.renew(slot)
+        else:
+            self._table.attach(slot, self._place(layout, pages))
+
+    def use_cold(self, rooms: ColdRooms) -> None:
+        """What slots that are attached cold need; before the first of them."""
+        self._cold.use(rooms)
+
+    def attach_cold(self, slot: int, image: HeldImage, pages: Sequence[int]) -> None:
+        """Let `slot` mean an image that is on its way to `pages`. The caller holds the image until
+        the slot is attached or detached; until then its rows need a way.
+
+        Raises:
+            ValueError: as `attach`; or this model has no rooms for cold steps.
+        """
+        factors = self._place(image.layout, pages)
+        self._cold.open(slot, image, pages)
+        try:
+            self._table.attach(slot, factors)
+        except ValueError:
+            self._cold.close(slot)
+            raise
+
+    def has_cold(self, rows: Sequence[StepRow]) -> bool:
+        """Whether a slot of these rows is cold."""
+        return self._cold.has(row.adapter_slot for row in rows)
 
     def detach(self, slot: int) -> None:
-        """Forget a slot; its pages may be given to others after that."""
+        """Forget a slot; its pages and its image may be given to others after that."""
+        self._cold.close(slot)
         self._table.detach(slot)
 
     def poison(self, pages: Sequence[int]) -> None:
@@ -98,21 +125,33 @@ class PagedModel:
         if pages:
             self.pool_PE.index_fill_(0, self._page_idx(pages), torch.nan)
             self._lora.forget()
+            self._cold_lora.forget()
 
     def clear(self, pages: Sequence[int]) -> None:
         """Fill pages with zeros."""
         if pages:
             self.pool_PE.index_fill_(0, self._page_idx(pages), 0)
             self._lora.forget()
+            self._cold_lora.forget()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [wanted places, V] in the model's dtype; new keys and values go to their pages."""
-        lora_step = self._lora_step(batch.segments, len(batch.input_ids_T))
-        head_step = self._lora_step(self._at_head(batch), len(batch.sample_idx))
-        if lora_step is not None:
-            self._lora.prepare([lora_step.work, head_step and head_step.work])
-        self._prepare(_Step(batch, lora_step, head_step), fixed=False)
+        segments = (batch.segments, self._at_head(batch))
+        num_rows = (len(batch.input_ids_T), len(batch.sample_idx))
+        works = [self._work(self._cold.split(part)[0]) for part in segments]
+        if works[BODY] is not None:
+            self._lora.prepare(works)
+        cold = self._cold_rows(batch, segments, works)
+        steps = [
+            LoraStep(work, self.pool_PE, count, self._lora, rows) if work or rows else None
+            for work, count, rows in zip(works, num_rows, cold, strict=True)
+        ]
+        self._prepare(_Step(batch, *steps), fixed=False)
         return self.compute()
+
+    def end_cold(self) -> frozenset[int]:
+        """Slots whose products the last step could not be given in time; its device is done."""
+        return self._cold.end()
 
     def prepare(self, batch: Batch, *, with_lora: bool) -> None:
         """Make a bucket's step the one that `compute` computes: what is launched then depends on
@@ -161,10 +200,36 @@ class PagedModel:
             context.clear()
         return out.logits[0]
 
-    def _lora_step(self, segments: Sequence[Segment], num_rows: int) -> LoraStep | None:
-        if not segments:
-            return None
-        return LoraStep(LoraWork(self._table, segments), self.pool_PE, num_rows, self._lora)
+    def _place(self, layout: ImageLayout, pages: Sequence[int]) -> dict[int, FactorTiles]:
+        if layout.tile_cols != self._table.tile_cols or len(pages) != layout.num_pages:
+            raise ValueError(
+                f"an image of {layout.num_pages} pages with tiles of {layout.tile_cols} columns "
+                f"does not fit {len(pages)} pages and tiles of {self._table.tile_cols}"
+            )
+        max_rank = max((tiles.rank for tiles in layout.sites), default=0)
+        if max_rank > self.limits.max_rank:
+            raise ValueError(f"rank is {max_rank}; buffers hold {self.limits.max_rank}")
+        return place_tiles(layout, pages, self.pool_PE.shape[1])
+
+    def _work(self, segments: Sequence[Segment]) -> LoraWork | None:
+        return LoraWork(self._table, segments) if segments else None
+
+    def _cold_rows(
+        self,
+        batch: Batch,
+        segments: Sequence[Sequence[Segment]],
+        warm: Sequence[LoraWork | None],
+    ) -> list[ColdRows | None]:
+        """Of body and head; None: no row of it is cold."""
+        step = self._cold.begin(batch.segments, batch.ways)
+        if step is None:
+            return [None] * len(segments)
+        products = ColdProducts(self._cold_lora, self._table, self.pool_PE, warm=warm)
+        parts = [self._cold.split(part)[1] for part in segments]
+        return [
+            ColdRows(step, part, cold, table=self._table, products=products) if cold else None
+            for part, cold in enumerate(parts)
+        ]
 
     def _at_head(self, batch: Batch) -> list[Segment]:
         """Of adapters that have a head: most have none, and its product is then left out."""
@@ -176,23 +241,6 @@ class PagedModel:
 
     def _page_idx(self, pages: Sequence[int]) -> Tensor:
         return torch.tensor(list(pages), dtype=torch.int64, device=self.pool_PE.device)
-
-
-def _place(layout: ImageLayout, pages: Sequence[int], page_elements: int) -> dict[int, FactorTiles]:
-    """Offsets in the image become offsets in the pool: all of them in a few array operations."""
-    parts = [offsets for tiles in layout.sites for offsets in (tiles.a_offsets, tiles.b_offsets)]
-    sizes = [len(offsets) for offsets in parts]
-    image = np.fromiter(chain.from_iterable(parts), dtype=np.int64, count=sum(sizes))
-    page, within = np.divmod(image, page_elements)
-    starts = np.asarray(pages, dtype=np.int64) * page_elements
-    if image.size and not 0 <= page.min() <= page.max() < len(starts):
-        wrong = page.min() if page.min() < 0 else page.max()
-        raise ValueError(f"a tile lies in page {wrong} of an image of {len(starts)} pages")
-    placed = torch.from_numpy(starts[page] + within).split(sizes)
-    return {
-        tiles.site: FactorTiles(tiles.rank, tiles.scale, placed[2 * i], placed[2 * i + 1])
-        for i, tiles in enumerate(layout.sites)
-    }
 
 
 class _Attend:

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...adapters.host_tier import HeldImage
 from ...adapters.image import ImageLayout
+from ..clock import Clock, MonotonicClock
 from .backends import choose_kernels
 from .batch import Batch, StepBuffers, StepCapacity, StepResult, StepRow, build_batch
-from .flight import Flight, Landed, TokenPost, result_of
+from .cold_start.board import LandedBoard
+from .cold_start.handover import Handover
+from .cold_start.step import PATIENCE_S, ColdRooms
+from .flight import Flight, Landed, TokenPost, result_of, without_lost
 from .graph_proof import replay_bound, replays_off
 from .graphs import DecodeGraphs, is_decode
 from .info import EngineInfo
@@ -28,6 +33,7 @@ from .penalties import Histories
 from .recorder import CannotRecord, Recorder
 from .sampler import Wish, sample
 from .sampler_device import sampler_device
+from .siblings import input_groups
 from .telling import tell, tells
 from .warm_up import decode_step, ladder, largest_step, longest_step, warm_up_layouts
 
@@ -84,8 +90,40 @@ class Runner:
         """Let `slot` mean the image in `pages`; they must hold it whole."""
         self._paged.attach(slot, layout, pages)
 
+    @property
+    def input_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Sites that are given one input between them: a hand-over each, in a step of one adapter
+        that is assisted in every layer.
+        """
+        return input_groups(self._loaded.model)
+
+    @property
+    def num_hand_overs(self) -> int:
+        """The most that one step can have for one adapter."""
+        return len(self.input_groups)
+
+    def use_cold(
+        self,
+        *,
+        board: LandedBoard,
+        handover: Handover | None = None,
+        clock: Clock | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """What slots that are attached cold need; once, before the first of them. No hand-over:
+        nobody helps. `patience_s`: that one step may wait for layers.
+        """
+        rooms = ColdRooms(board, handover, clock or MonotonicClock(), patience_s)
+        self._paged.use_cold(rooms)
+
+    def attach_cold(self, slot: int, image: HeldImage, pages: Sequence[int]) -> None:
+        """Let `slot` mean an image that is on its way into `pages`, until `attach` or `detach`. The
+        caller holds the image until then. Rows of the slot need a way (`StepRow.way`).
+        """
+        self._paged.attach_cold(slot, image, pages)
+
     def detach(self, slot: int) -> None:
-        """Forget a slot, before its pages go to others."""
+        """Forget a slot, before its pages and its image go to others."""
         self._paged.detach(slot)
 
     def poison(self, pages: Sequence[int]) -> None:
@@ -104,19 +142,39 @@ class Runner:
     def launch(self, rows: Sequence[StepRow]) -> Flight:
         """Begin one step; on a GPU it goes on when this returns, unless it tells something.
 
-        At most `MAX_FLIGHTS` may be up at once; they are waited for in order.
+        At most `MAX_FLIGHTS` may be up at once; they are waited for in order. A step with rows of
+        cold slots is over when this returns: who is lost is known only then.
         """
-        bucket = self._graphs.bucket(len(rows)) if self._graphs and is_decode(rows) else 0
+        is_cold = self._paged.has_cold(rows)
+        may_replay = self._graphs is not None and is_decode(rows) and not is_cold
+        bucket = self._graphs.bucket(len(rows)) if self._graphs and may_replay else 0
         batch = build_batch(rows, self._buffers, bucket=bucket)
         batch.feed(self._last_token_R)
+        last_token_R = self._last_token_R.clone() if is_cold else None
         logits_BV = self._replay(batch, bucket) if bucket else self._paged.forward(batch)
         drawn_BV = logits_BV.index_select(0, batch.drawn_idx) if batch.told else logits_BV
         tokens_B = self._sample(batch, drawn_BV)
         drawn_rows = [row.row for row in batch.drawn]
-        if self._post is not None and not tells(batch):
+        if self._post is not None and not tells(batch) and not is_cold:
             return self._post.send(drawn_rows, tokens_B)
         result = result_of(drawn_rows, [] if tokens_B is None else tokens_B.tolist())
-        return Landed(tell(batch, logits_BV, drawn_BV, result) if tells(batch) else result)
+        if tells(batch):
+            result = tell(batch, logits_BV, drawn_BV, result)
+        if last_token_R is not None:
+            result = self._without_lost(result, rows, last_token_R)
+        return Landed(result)
+
+    def _without_lost(
+        self, result: StepResult, rows: Sequence[StepRow], last_token_R: Tensor
+    ) -> StepResult:
+        """Rows that were lost go on later from the token they had before the step."""
+        if self._post is not None:
+            torch.cuda.current_stream(self._loaded.device).synchronize()
+        result = without_lost(result, rows, self._paged.end_cold())
+        if result.lost:
+            lost_idx = torch.tensor(result.lost, dtype=torch.int64, device=last_token_R.device)
+            self._last_token_R[lost_idx] = last_token_R[lost_idx]
+        return result
 
     def _replay(self, batch: Batch, bucket: int) -> Tensor:
         """Logits of a decode step by its recording; the padding's are left out."""

@@ -74,13 +74,15 @@ class Siblings:
         return out
 
     def _multiply(self, input: Tensor) -> dict[int, Tensor]:  # noqa: A002
+        step = self._context.lora
+        if step is not None:
+            step.begin(self._sites, input)
         if self._packed is not None:
             out = self._packed.multiply(input, self._bias_O)
         else:
             assert self._weight_OI is not None
             out = functional.linear(input, self._weight_OI, self._bias_O)
         out = out.contiguous()
-        step = self._context.lora
         if step is not None:
             out_TO = out.view(-1, out.shape[-1])
             step.add(self._sites, input, [out_TO[:, columns] for columns in self._columns])
@@ -125,6 +127,18 @@ def merge_siblings(
         # The allocator cannot make one large block of the small ones that were given back.
         torch.cuda.empty_cache()
     return num_packed
+
+
+def input_groups(model: PreTrainedModel) -> tuple[tuple[int, ...], ...]:
+    """The sites that one forward computes from each of its inputs, the head's aside: merged
+    siblings have one between them. In the order of their first sites.
+    """
+    groups: dict[nn.Module | Siblings, list[int]] = {}
+    for site, module in sorted(find_sites(model).items()):
+        if not module.at_head:
+            key = module.siblings if isinstance(module, Sibling) else module
+            groups.setdefault(key, []).append(site)
+    return tuple(map(tuple, groups.values()))
 
 
 def _bias_of(linear: LoraLinear) -> Tensor | None:

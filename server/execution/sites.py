@@ -32,7 +32,14 @@ class LoraSite(nn.Module):
     context: StepContext
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
+        self.begin_adapters(input)
         return self.add_adapters(input, super().forward(input))
+
+    def begin_adapters(self, input: Tensor) -> None:  # noqa: A002
+        """Before the base says anything: helpers compute at the same time."""
+        step = self.context.head if self.at_head else self.context.lora
+        if step is not None:
+            step.begin((self.site,), input)
 
     def add_adapters(self, input: Tensor, out: Tensor) -> Tensor:  # noqa: A002
         """What the base says, `out`, and what the step's adapters add to it."""

@@ -1,4 +1,4 @@
-"""The wire between host memory and the pool: one image after the other, layer by layer.
+"""The wire between host memory and the pool: one load after the other, layer by layer.
 
 Owns the copies: what adjoins on both sides is one. On a GPU they run on a stream of their own,
 from pinned memory, and a layer has landed when its event has happened; on a CPU the thread copies.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...adapters.errors import AdapterLoadFailed
 from ...adapters.host_tier import HeldImage
-from ...adapters.image import ImageLayout
+from ...adapters.image import layer_groups
 from ..clock import Clock
 from ..memory.link_records import LoadOrder
 from .load_queue import Load
@@ -34,9 +34,10 @@ class Wire(Protocol):
         """They have been ordered: what they hold is nobody's."""
         ...
 
-    def carry(self, load: Load, landed: Callable[[int], None]) -> bool:
-        """All of it into its pages, telling each last layer of a group that is there; False: it was
-        given up, and no more of it will be written.
+    def carry(self, load: Load, end_layer: int, landed: Callable[[int], None]) -> bool:
+        """The layers from those that have crossed to `end_layer` into their pages, telling each
+        last layer of a group that is there; False: it was given up, and no more of it will be
+        written.
         """
         ...
 
@@ -54,14 +55,12 @@ class HostWire:
     def clear(self, pages: Sequence[int]) -> None:
         """Whoever reads them before they have landed is at fault."""
 
-    def carry(self, load: Load, landed: Callable[[int], None]) -> bool:
-        image, done = image_of(load), 0
-        for layer, end in layer_groups(image.layout):
+    def carry(self, load: Load, end_layer: int, landed: Callable[[int], None]) -> bool:
+        for layer, first, end in groups_of(load, end_layer):
             if load.is_given_up:
                 return False
-            copy_pages(image, self._pool_PE, load.order.pages, done, end)
+            copy_pages(image_of(load), self._pool_PE, load.order.pages, first, end)
             landed(layer)
-            done = end
         return True
 
     def settle(self) -> None:
@@ -69,7 +68,7 @@ class HostWire:
 
 
 class DeviceWire:
-    """To a pool on a GPU. An image that has begun to cross is as good as there."""
+    """To a pool on a GPU. What has begun to cross is as good as there."""
 
     def __init__(self, pool_PE: Tensor) -> None:
         self._pool_PE = pool_PE
@@ -78,21 +77,19 @@ class DeviceWire:
     def clear(self, pages: Sequence[int]) -> None:
         """As on the host."""
 
-    def carry(self, load: Load, landed: Callable[[int], None]) -> bool:
+    def carry(self, load: Load, end_layer: int, landed: Callable[[int], None]) -> bool:
         if load.is_given_up:
             return False
-        image, done = image_of(load), 0
         marks: list[tuple[int, torch.cuda.Event]] = []
         if load.freed is not None:
             self._stream.wait_event(load.freed)
         with torch.cuda.stream(self._stream):
-            for layer, end in layer_groups(image.layout):
-                copy_pages(image, self._pool_PE, load.order.pages, done, end)
+            for layer, first, end in groups_of(load, end_layer):
+                copy_pages(image_of(load), self._pool_PE, load.order.pages, first, end)
                 # Blocking: the thread sleeps, where it would take a core from the engine's.
                 mark = torch.cuda.Event(blocking=True)
                 mark.record(self._stream)
                 marks.append((layer, mark))
-                done = end
         for layer, mark in marks:
             # The host waits, so that "landed" means landed for every stream.
             mark.synchronize()
@@ -127,18 +124,17 @@ class EmulatedWire:
     def clear(self, pages: Sequence[int]) -> None:
         self._pool_PE[list(pages)] = torch.nan
 
-    def carry(self, load: Load, landed: Callable[[int], None]) -> bool:
-        image, done = image_of(load), 0
-        # By the books, not by when this thread came to it: delays of its own do not add up.
-        start_s = max(self._free_s, load.ready_s)
-        for layer, end in layer_groups(image.layout):
-            due_s = start_s + end * self._page_bytes / self._bytes_per_s
+    def carry(self, load: Load, end_layer: int, landed: Callable[[int], None]) -> bool:
+        for layer, first, end in groups_of(load, end_layer):
+            # By the books, not by when this thread came to it: delays of its own do not add up.
+            start_s = max(self._free_s, load.ready_s)
+            due_s = start_s + (end - first) * self._page_bytes / self._bytes_per_s
             if not self._wait_until(due_s, load):
                 self._free_s = max(start_s, min(due_s, self._clock.now_s()))
                 return False
-            copy_pages(image, self._pool_PE, load.order.pages, done, end)
+            copy_pages(image_of(load), self._pool_PE, load.order.pages, first, end)
+            self._free_s = due_s
             landed(layer)
-            done, self._free_s = end, due_s
         return True
 
     def settle(self) -> None:
@@ -161,32 +157,41 @@ def image_of(load: Load) -> HeldImage:
 
 
 def check_image(order: LoadOrder, image: HeldImage, pool_PE: Tensor) -> None:
-    """An image of another shape would be written over somebody else's pages.
+    """Raises AdapterLoadFailed, saying how it does not fit."""
+    misfit = misfit_of(order, image, pool_PE)
+    if misfit:
+        raise AdapterLoadFailed(misfit, name=order.card.key.name)
 
-    Raises:
-        AdapterLoadFailed: naming both shapes.
+
+def misfit_of(order: LoadOrder, image: HeldImage, pool_PE: Tensor) -> str:
+    """An image of another shape would be written over somebody else's pages; one whose last layer
+    is not its last page would never be there. Empty: it fits.
     """
+    key, layout = order.card.key, image.layout
     found = (len(image.cells), image.memory.shape[1])
     shape = (len(order.pages), pool_PE.shape[1])
-    if found != shape or image.layout.num_pages != shape[0]:
-        raise AdapterLoadFailed(
-            f"the image of {order.card.key} has shape {found} and a layout of "
-            f"{image.layout.num_pages} pages; its {len(order.pages)} pages make {shape}",
-            name=order.card.key.name,
+    if found != shape or layout.num_pages != shape[0]:
+        return (
+            f"the image of {key} has shape {found} and a layout of {layout.num_pages} pages; its "
+            f"{len(order.pages)} pages make {shape}"
         )
     if image.memory.dtype != pool_PE.dtype:
-        raise AdapterLoadFailed(
-            f"the image of {order.card.key} is {image.memory.dtype}, the pool {pool_PE.dtype}",
-            name=order.card.key.name,
-        )
+        return f"the image of {key} is {image.memory.dtype}, the pool {pool_PE.dtype}"
+    last = layout.landed_pages[-1] if layout.landed_pages else 0
+    if last != shape[0]:
+        return f"the layers of {key} end with page {last}, its image with page {shape[0]}"
+    return ""
 
 
-def layer_groups(layout: ImageLayout) -> Iterator[tuple[int, int]]:
-    """(last layer, landed pages) of each group of layers that lands together."""
-    landed = layout.landed_pages
-    for layer, count in enumerate(landed):
-        if layer + 1 == len(landed) or landed[layer + 1] != count:
-            yield layer, count
+def groups_of(load: Load, end_layer: int) -> Iterator[tuple[int, int, int]]:
+    """(last layer, first page, end page) of each group of layers that lands together, from those
+    that have crossed to `end_layer`, at which a group ends.
+    """
+    first = 0
+    for layer, end in layer_groups(image_of(load).layout):
+        if load.num_crossed <= layer < end_layer:
+            yield layer, first, end
+        first = end
 
 
 def copy_pages(

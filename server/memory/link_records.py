@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...adapters.host_tier import HeldImage
 from ...adapters.image import ImageLayout
 from ...adapters.key import AdapterCard
 
@@ -58,14 +59,26 @@ class LoadCancelled(Exception):
     """The error of a load that was given up because nobody needed it any more."""
 
 
-LinkEvent = LayerLanded | Loaded | LoadFailed
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A load's layout and its cells in host memory are known: a step may use it from now on, layer
+    by layer (execution/cold_start). The image is held for whoever hears this, who lets go of it.
+    """
+
+    load_id: int
+    image: HeldImage
+
+
+LinkEvent = Opened | LayerLanded | Loaded | LoadFailed
 
 
 class Link(Protocol):
     """Moves images into the pool, in its own time."""
 
-    def start(self, order: LoadOrder) -> None:
-        """Begin; never blocks and never raises for what a disk can cause (LoadFailed does)."""
+    def start(self, order: LoadOrder) -> Opened | None:
+        """Begin; never blocks and never raises for what a disk can cause (LoadFailed does). What is
+        in host memory is open at once, and no event tells so again.
+        """
         ...
 
     def cancel(self, load_id: int) -> None:
@@ -82,6 +95,12 @@ class Link(Protocol):
 
     def poll(self) -> Sequence[LinkEvent]:
         """Events since the last call, in the order they happened; never blocks."""
+        ...
+
+    def let_go(self, image: HeldImage) -> None:
+        """Of an `Opened`, once, by whoever heard it: of every one, also of a load that is over by
+        then, or was never theirs.
+        """
         ...
 
     def close(self) -> None:

@@ -9,14 +9,15 @@ RESIDENT -> ABSENT; a failed or cancelled load goes back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 from ...adapters.key import AdapterCard, AdapterKey
 from ..errors import InternalError
 from ..scheduling.prefix_view import PrefixView
-from ..scheduling.records import AdapterView, PlannedLoad, PoolView, StepPlan, Wish
+from ..scheduling.records import PlannedLoad, PoolView, StepPlan, Wish
+from ..scheduling.starts import NO_PRICES, StartPrices
+from .cold import ColdFacts, ColdLoads
 from .economy import Economy
 from .link_records import (
     LayerLanded,
@@ -26,20 +27,23 @@ from .link_records import (
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
 from .pool import AdapterOwner, Pool
-from .residency_records import Arrived, Broken, Departed, Entry, Met, Place, ResidentStats
-from .usage import AdapterUsage, UsageBook
+from .residency_records import (
+    Applied,
+    Arrived,
+    Broken,
+    Departed,
+    Entry,
+    Met,
+    News,
+    Place,
+    ResidentStats,
+)
+from .shown import Shown, any_price
+from .usage import UsageBook
 from .wishes import Wanted, Wishes
-
-
-def _any_price(card: AdapterCard) -> float:
-    """Of who has no cost model: the bytes, at a gigabyte a second."""
-    return card.weight_bytes / 1e9
-
-
-# A popular adapter comes back over what is worth so many times less, were it here.
-WISH_MARGIN = 2.0
 
 
 class Residency:
@@ -48,7 +52,7 @@ class Residency:
     A handle that was interned but not put to use by the next `apply` is forgotten then.
     `reload_s`: how long an adapter would take to come back, `cross_s`: if it were in host
     memory (None: the same). `by_popularity`: also who is asked for often is wished for while it is
-    away.
+    away. `cold`: loads under way may be used; None: nobody is told that one is open.
     """
 
     def __init__(
@@ -58,17 +62,17 @@ class Residency:
         *,
         max_slots: int,
         economy: Economy,
-        reload_s: Callable[[AdapterCard], float] = _any_price,
+        reload_s: Callable[[AdapterCard], float] = any_price,
         cross_s: Callable[[AdapterCard], float] | None = None,
         by_popularity: bool = False,
+        cold: ColdFacts | None = None,
     ) -> None:
-        self._pool, self._link = pool, link
-        self.economy, self._reload_s = economy, reload_s
-        self._cross_s = cross_s or reload_s
+        self._pool, self._link, self.economy = pool, link, economy
+        self._shown = Shown(economy, reload_s=reload_s, cross_s=cross_s or reload_s)
         self._book = UsageBook(economy)
         self.wishes = Wishes(
             self._book,
-            worth=self._wish_worth,
+            worth=self._shown.wish_worth,
             changed=self._wish_changed,
             by_popularity=by_popularity,
         )
@@ -79,10 +83,8 @@ class Residency:
         self._entries: dict[int, Entry] = {}
         self._ids: dict[AdapterKey, int] = {}
         self._loads: dict[int, int] = {}  # load_id -> adapter_id, of loads under way
-        # Those not ABSENT, as the planner sees them: it looks at every step, they change seldom.
-        self._placed: dict[int, AdapterView] = {}
+        self._cold = ColdLoads(cold, self._entries, self._loads, pool=pool, link=link)
         self._unused: set[int] = set()  # ABSENT without users, forgotten at the next apply
-        self._lacked: set[int] = set()  # ABSENT with users
         self._free_ids: list[int] = []  # heaps: small numbers first
         self._free_slots = list(range(max_slots))
         self._next_load_id = 0
@@ -168,19 +170,23 @@ class Residency:
             usage=self._book.of(key),
         )
 
-    def view(self, tokens_per_page: int, prefixes: PrefixView) -> PoolView:
-        """What the planner may see of memory."""
+    def view(
+        self, tokens_per_page: int, prefixes: PrefixView, prices: StartPrices = NO_PRICES
+    ) -> PoolView:
+        """What the planner may see of memory; `prices` are carried, not read."""
         return PoolView(
             num_pages=self._pool.num_pages,
             num_free=self._pool.num_free,
             tokens_per_page=tokens_per_page,
             num_free_slots=len(self._free_slots),
-            adapters=dict(self._placed),
+            adapters=dict(self._shown.placed),
             prefixes=prefixes,
             wishes=self._shown_wishes(),
+            cold=self._cold.view,
+            prices=prices,
         )
 
-    def apply(self, plan: StepPlan) -> tuple[LoadOrder, ...]:
+    def apply(self, plan: StepPlan) -> Applied:
         """After `pool.apply`: forgets what was evicted, starts the loads on the link.
 
         Raises:
@@ -191,47 +197,67 @@ class Residency:
             if entry.place is not Place.RESIDENT:
                 raise InternalError(f"the plan evicts {entry.card.key}, which is {entry.place}")
             self._depart(adapter_id)
-        orders = tuple(self._order(load) for load in plan.loads)
+        orders = tuple(self._order(load, plan.now_s) for load in plan.loads)
         for order in orders:
-            self._link.start(order)
+            opened = self._link.start(order)
+            if opened is not None:
+                self._cold.open(opened, plan.now_s)
         for adapter_id in tuple(self._unused):
             self._forget(adapter_id)
-        return orders
+        return Applied(orders, self._cold.take_openings())
 
-    def drain(self, events: Iterable[LinkEvent], now_s: float) -> tuple[Arrived | Broken, ...]:
-        """Takes in what the link says; events of loads that are over are ignored."""
-        news: list[Arrived | Broken] = []
+    def drain(self, events: Iterable[LinkEvent], now_s: float) -> tuple[News, ...]:
+        """Takes in what the link says; events of loads that are over are ignored.
+
+        Nobody hears of an opening whose load has ended by now.
+        """
+        ends: list[News] = []
         for event in events:
             adapter_id = self._loads.get(event.load_id)
-            if adapter_id is None:
-                continue
-            entry = self._entries[adapter_id]
             match event:
+                case Opened():
+                    self._cold.open(event, now_s)
                 case LayerLanded(layer=layer):
-                    entry.landed_layers = max(entry.landed_layers, layer + 1)
-                case Loaded(layout=layout, seconds=seconds, read_s=read_s):
-                    del self._loads[event.load_id]
-                    self.wishes.arrived(entry.card.key)
-                    self._book.loaded(entry.card.key, seconds=seconds, read_s=read_s)
-                    if entry.doomed and not entry.num_users:
-                        self._depart(adapter_id)
-                        continue
-                    entry.place, entry.last_used_s = Place.RESIDENT, now_s
-                    self._show(adapter_id)
-                    pages = self._pool.pages_of(AdapterOwner(adapter_id))
-                    news.append(Arrived(adapter_id, entry.slot, pages, layout))
-                case LoadFailed(error=LoadCancelled()):
-                    # Whoever has come meanwhile waits on: the planner orders it again.
-                    del self._loads[event.load_id]
-                    self.num_cancelled += 1
+                    if adapter_id is not None:
+                        entry = self._entries[adapter_id]
+                        entry.landed_layers = max(entry.landed_layers, layer + 1)
+                case Loaded() | LoadFailed():
+                    if adapter_id is not None:
+                        self._cold.over(event, now_s)
+                        ends += self._end(event, adapter_id, now_s)
+        return (*self._cold.take_openings(), *ends)
+
+    def _end(self, event: Loaded | LoadFailed, adapter_id: int, now_s: float) -> list[News]:
+        entry = self._entries[adapter_id]
+        del self._loads[event.load_id]
+        match event:
+            case Loaded(layout=layout, seconds=seconds, read_s=read_s):
+                self.wishes.arrived(entry.card.key)
+                self._book.loaded(entry.card.key, seconds=seconds, read_s=read_s)
+                if entry.doomed and not entry.num_users:
                     self._depart(adapter_id)
-                case LoadFailed(error=error):
-                    del self._loads[event.load_id]
-                    self.wishes.failed(entry.card.key)
-                    self._depart(adapter_id)
-                    if adapter_id in self._entries:
-                        news.append(Broken(adapter_id, error))
-        return tuple(news)
+                    return []
+                entry.place, entry.last_used_s = Place.RESIDENT, now_s
+                self._show(adapter_id)
+                pages = self._pool.pages_of(AdapterOwner(adapter_id))
+                return [Arrived(adapter_id, entry.slot, pages, layout)]
+            case LoadFailed(error=LoadCancelled()):
+                # Whoever has come meanwhile waits on: the planner orders it again.
+                self.num_cancelled += 1
+                self._depart(adapter_id)
+                return []
+            case LoadFailed(error=error):
+                self.wishes.failed(entry.card.key)
+                self._depart(adapter_id)
+                return [Broken(adapter_id, error)] if adapter_id in self._entries else []
+
+    def no_help(self, adapter_id: int) -> None:
+        """Helpers have failed it: for the load under way they are not asked again."""
+        self._entry(adapter_id).can_help = False
+
+    def shut(self, adapter_id: int) -> None:
+        """It could not be attached cold: nobody starts on the load under way."""
+        self._entry(adapter_id).is_open = False
 
     def expel(self, adapter_id: int) -> None:
         """An adapter that arrived and could not be attached: its pages and slot go back.
@@ -261,7 +287,7 @@ class Residency:
                 loading=entry.place is Place.LOADING,
                 num_users=entry.num_users,
             )
-            for adapter_id in sorted(self._placed)
+            for adapter_id in sorted(self._shown.placed)
             for entry in (self._entries[adapter_id],)
         )
 
@@ -271,7 +297,7 @@ class Residency:
             raise InternalError(f"no adapter has the handle {adapter_id}")
         return entry
 
-    def _order(self, load: PlannedLoad) -> LoadOrder:
+    def _order(self, load: PlannedLoad, now_s: float) -> LoadOrder:
         entry = self._entry(load.adapter_id)
         pages = self._pool.pages_of(AdapterOwner(load.adapter_id))
         if entry.place is not Place.ABSENT or len(pages) != entry.card.num_pages:
@@ -287,42 +313,18 @@ class Residency:
         self.num_prefetches += entry.prefetched
         self._next_load_id += 1
         self._loads[entry.load_id] = load.adapter_id
+        self._cold.ordered(entry, now_s)
         self._show(load.adapter_id)
         self._unused.discard(load.adapter_id)
         return LoadOrder(entry.load_id, load.adapter_id, entry.slot, entry.card, pages)
 
     def _show(self, adapter_id: int) -> None:
-        """To the planner, as it is now: after every change of what `AdapterView` holds."""
-        entry = self._entries[adapter_id]
+        """To the planner, as it is now: after every change of what it sees."""
         self._wanted = None
-        is_lacked = entry.place is Place.ABSENT and entry.num_users > 0
-        (self._lacked.add if is_lacked else self._lacked.discard)(adapter_id)
-        if entry.place is not Place.ABSENT:
-            key = entry.card.key
-            usage = self._book.of(key)
-            self._placed[adapter_id] = AdapterView(
-                num_pages=entry.card.num_pages,
-                resident=entry.place is Place.RESIDENT,
-                last_used_s=entry.last_used_s,
-                worth=self._worth_of(usage) if usage else -math.inf,
-                pinned=self.wishes.is_pinned(key),
-                tenant=key.tenant,
-            )
-
-    def _worth_of(self, usage: AdapterUsage) -> float:
-        card = usage.card
-        return self.economy.adapter_worth(
-            usage.use, num_pages=card.num_pages, reload_s=self._reload_s(card)
-        )
-
-    def _wish_worth(self, usage: AdapterUsage) -> float:
-        """As if it had just been brought, and less a margin: what goes for it is wished for from
-        then on, and must not come back for it. What is read from disk is worth more only until it
-        is here, and prices move a little with every load.
-        """
-        card = usage.card
-        seconds = self._cross_s(card) / WISH_MARGIN
-        return self.economy.adapter_worth(usage.use, num_pages=card.num_pages, reload_s=seconds)
+        entry = self._entries[adapter_id]
+        key = entry.card.key
+        pinned = self.wishes.is_pinned(key)
+        self._shown.show(adapter_id, entry, self._book.of(key), pinned=pinned)
 
     def _wish_changed(self, key: AdapterKey) -> None:
         self._wanted = None
@@ -333,7 +335,7 @@ class Residency:
         """With handles that last until the next `apply`; none while the link is somebody's: to look
         for them would be a walk over all that are waited for, at each step.
         """
-        if self._loads or self._lacked:
+        if self._loads or self._shown.lacked:
             return ()
         if self._wanted is None:
             self._wanted = self.wishes.shown(self._is_near)
@@ -358,6 +360,7 @@ class Residency:
         if entry.place is Place.LOADING:
             # One that was wished for goes on: whoever left had only joined in.
             if entry.doomed or not (entry.prefetched or self.wishes.is_pinned(entry.card.key)):
+                entry.given_up = True
                 self._link.cancel(entry.load_id)
             return
         if entry.doomed:
@@ -370,14 +373,14 @@ class Residency:
         entry = self._entries[adapter_id]
         self._pool.release(AdapterOwner(adapter_id))
         released = entry.doomed and entry.num_users == 0
-        attached = entry.place is Place.RESIDENT
+        attached = entry.place is Place.RESIDENT or entry.is_open
         if attached or released:
             slot = entry.slot if attached else -1
             self._departed.append(Departed(entry.card.key, slot, released))
         if entry.slot >= 0:
             heappush(self._free_slots, entry.slot)
         entry.place, entry.slot, entry.load_id, entry.landed_layers = Place.ABSENT, -1, -1, 0
-        self._placed.pop(adapter_id, None)
+        entry.is_open = entry.can_help = entry.given_up = False
         self._show(adapter_id)
         if released:
             self._forget(adapter_id)

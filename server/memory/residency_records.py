@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ...adapters.host_tier import HeldImage
 from ...adapters.image import ImageLayout
 from ...adapters.key import AdapterCard, AdapterKey
+from .link_records import LoadOrder
 from .usage import AdapterUsage
 
 
@@ -18,6 +20,26 @@ class Place(Enum):
     ABSENT = "absent"
     LOADING = "loading"
     RESIDENT = "resident"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A load under way may be used, layer by layer: attach it cold. The image is held for whoever
+    hears this, who lets go of it (`Link.let_go`).
+    """
+
+    adapter_id: int
+    slot: int
+    pages: tuple[int, ...]
+    image: HeldImage
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a plan had residency do."""
+
+    orders: tuple[LoadOrder, ...]
+    openings: tuple[Opening, ...]  # of those orders, the ones that are open at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +60,15 @@ class Broken:
     error: Exception  # AdapterError
 
 
+News = Opening | Arrived | Broken
+
+
 @dataclass(frozen=True, slots=True)
 class Departed:
     """An adapter is not resident any more, or a doomed one has been let go of."""
 
     key: AdapterKey
-    slot: int  # to detach; -1: it was never announced by `Arrived`
+    slot: int  # to detach; -1: neither `Opening` nor `Arrived` has announced it
     released: bool  # deleted or replaced and without users: nothing of it will be asked for again
 
 
@@ -80,3 +105,6 @@ class Entry:
     last_used_s: float = 0.0
     doomed: bool = False
     prefetched: bool = False  # the load under way was ordered for nobody in the line
+    is_open: bool = False  # of the load under way: it was announced by `Opening`
+    can_help: bool = False  # of the load under way: helpers may compute it
+    given_up: bool = False  # the load under way is cancelled: whoever comes now may not begin on it

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ...proto import lorry_pb2 as pb
 from ..seam import Finish, Progress, Submit
+from .cold import start_message
 from .logprobs import wire_logprobs
 from .stops import StopScan, StopStrings
 from .text import Text
@@ -127,6 +128,8 @@ class Answer:
             adapter_version=0 if adapter is None else adapter.key.version,
             index=self.index,
         )
+        if finish.start is not None:
+            final.usage.cold_start.CopyFrom(start_message(finish.start))
         if self._scan is not None and self._scan.found:
             final.stop_string = self._scan.found
         elif finish.reason == "stop" and self._last_token in self.submit.stop_ids:

@@ -10,6 +10,7 @@ from ...proto import lorry_pb2 as pb
 from ...proto import lorry_pb2_grpc as pb_grpc
 from ..seam import EngineInfo, EngineStats, PageRunStats
 from .access import Caller
+from .cold import cold_message
 from .cost import cost_message
 from .front import Front
 from .guard import Context, answering
@@ -74,6 +75,7 @@ class EngineService(pb_grpc.EngineServicer):
                 for site in info.image_spec.sites
             ],
             prefix_cache=config.memory.prefix_cache,
+            cold_start=info.cold_start,
         )
 
 
@@ -109,6 +111,7 @@ def _stats(stats: EngineStats, caller: Caller) -> pb.Stats:
         pages=[_page_run(run, caller) for run in stats.page_runs],
         cost_model=cost_message(stats.cost),
         memory=memory_message(stats.memory),
+        cold_starts=cold_message(stats.cold),
     )
 
 

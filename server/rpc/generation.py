@@ -134,7 +134,7 @@ def _log(answer: Answer, finish: Finish) -> None:
     adapter = answer.submit.adapter
     requests_log.info(
         "adapter=%s index=%d prompt_tokens=%d new_tokens=%d reason=%s preemptions=%d queue_s=%.4f "
-        "load_s=%.4f ttft_s=%.4f tpot_s=%.4f",
+        "load_s=%.4f ttft_s=%.4f tpot_s=%.4f start=%s",
         adapter.key if adapter else "-",
         answer.index,
         finish.num_prompt_tokens,
@@ -145,4 +145,5 @@ def _log(answer: Answer, finish: Finish) -> None:
         finish.timings.load_s,
         answer.ttft_s,
         tpot_s(finish),
+        finish.start.way.name.lower() if finish.start else "warm",
     )

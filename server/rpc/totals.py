@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..seam import EngineStats, MemoryStats
+from ..seam import ColdStats, EngineStats, MemoryStats
 
 # The pool's size is a total too, but not one that grows with every life.
 NAMES = tuple(
@@ -30,28 +30,33 @@ MEMORY_NAMES = (
     "requests_with_adapter",
     "pool_hits",
 )
+# Of the record of cold starts.
+COLD_NAMES = ("wait", "stream", "assist", "lost_rows", "helper_restarts")
 
 
 class Totals:
     def __init__(self) -> None:
         self._before: dict[str, int] = dict.fromkeys(NAMES, 0)  # of the lives that have ended
         self._memory_before: dict[str, int] = dict.fromkeys(MEMORY_NAMES, 0)
+        self._cold_before: dict[str, int] = dict.fromkeys(COLD_NAMES, 0)
         self._last: EngineStats | None = None  # of this life, as the engine counts
 
     def heard(self, stats: EngineStats) -> EngineStats:
         """The same record with its counters over all lives."""
         self._last = stats
         memory = dataclasses.replace(stats.memory, **_sums(stats.memory, self._memory_before))
-        return dataclasses.replace(stats, memory=memory, **_sums(stats, self._before))
+        cold = dataclasses.replace(stats.cold, **_sums(stats.cold, self._cold_before))
+        return dataclasses.replace(stats, memory=memory, cold=cold, **_sums(stats, self._before))
 
     def engine_lost(self, num_killed: int) -> None:
         """`num_killed`: requests that were open and nobody else has counted."""
         if self._last is not None:
             self._before = _sums(self._last, self._before)
             self._memory_before = _sums(self._last.memory, self._memory_before)
+            self._cold_before = _sums(self._last.cold, self._cold_before)
             self._last = None
         self._before["requests_failed_total"] += num_killed
 
 
-def _sums(record: EngineStats | MemoryStats, before: dict[str, int]) -> dict[str, int]:
+def _sums(record: EngineStats | MemoryStats | ColdStats, before: dict[str, int]) -> dict[str, int]:
     return {name: getattr(record, name) + count for name, count in before.items()}

@@ -41,18 +41,20 @@ def commit(
     now_s: float,
     *,
     broken: Collection[int] = (),
+    lost: Collection[int] = (),
     awaited: Awaited | None = None,
 ) -> tuple[Outcome, ...]:
     """`tokens`: row -> token, for the runs that reached their last known token.
 
     `broken` are the rows whose logits were not finite, so that there is none; a row in the middle
-    of a prompt that is told may be among them. `now_s` is when the tokens were there; the plan
-    knows when it was made. `awaited`: if the plan was asked already.
+    of a prompt that is told may be among them. What the step computed for `lost` rows is void: they
+    wait again, as after a preemption. `now_s` is when the tokens were there; the plan knows when it
+    was made. `awaited`: if the plan was asked already.
     """
     awaited = awaited or awaits(state, plan)
-    _check(awaited, tokens, broken)
+    _check(awaited, tokens, broken, lost)
     ended = advance(state, plan, awaited)
-    return (*ended, *settle(state, awaited, tokens, now_s, broken=broken))
+    return (*ended, *settle(state, awaited, tokens, now_s, broken=broken, lost=lost))
 
 
 def awaits(state: SchedulerState, plan: StepPlan) -> Awaited:
@@ -79,6 +81,7 @@ def advance(state: SchedulerState, plan: StepPlan, awaited: Awaited) -> tuple[Ou
 
     Returns those whom the plan ends; nothing of them is in the step.
     """
+    state.starts.chose(plan)
     for row in plan.preemptions:
         state.give_back(row)
     for adapter_id in plan.evictions:
@@ -105,9 +108,16 @@ def settle(
     now_s: float,
     *,
     broken: Collection[int] = (),
+    lost: Collection[int] = (),
 ) -> tuple[Outcome, ...]:
-    """The step's tokens are there; those of rows that left meanwhile were computed in vain."""
-    _check(awaited, tokens, broken)
+    """The step's tokens are there; those of rows that left meanwhile were computed in vain.
+
+    No step that uses a `lost` row may be on its way: it waits again, and holds no pages.
+    """
+    _check(awaited, tokens, broken, lost)
+    for row in lost:
+        if row not in state.leaving:
+            _take_back(state, awaited, row)
     outcomes = [
         Outcome(row, state.request(row).request_id, None, Ending.BROKEN)
         for row in broken
@@ -119,13 +129,26 @@ def settle(
     return tuple(outcomes)
 
 
-def _check(awaited: Awaited, tokens: Mapping[int, int], broken: Collection[int]) -> None:
-    expected, answered = awaited.sampled, tokens.keys() | set(broken)
-    if not tokens.keys() <= expected <= answered <= expected | awaited.told.keys():
+def _take_back(state: SchedulerState, awaited: Awaited, row: int) -> None:
+    """As if the step had not been, and the row preempted: nothing it has computed counts."""
+    state.num_known[row] -= row in awaited.sampled
+    if row in awaited.told:
+        state.num_told[row] = awaited.told[row].start
+    state.give_back(row)
+
+
+def _check(
+    awaited: Awaited, tokens: Mapping[int, int], broken: Collection[int], lost: Collection[int]
+) -> None:
+    void = frozenset(lost)
+    expected, answered = awaited.sampled - void, tokens.keys() | set(broken)
+    if not tokens.keys() <= expected <= answered <= expected | (awaited.told.keys() - void):
         raise InternalError(
-            f"sampled rows are {sorted(tokens)}, broken {sorted(broken)}, "
+            f"sampled rows are {sorted(tokens)}, broken {sorted(broken)}, lost {sorted(lost)}, "
             f"planned {sorted(expected)}"
         )
+    if void and not void <= set(awaited.rows.tolist()):
+        raise InternalError(f"lost rows are {sorted(lost)}, not all of them ran")
 
 
 def _enter_newcomers(state: SchedulerState, plan: StepPlan, awaited: Awaited) -> None:

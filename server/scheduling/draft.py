@@ -7,6 +7,7 @@ view, never writes them. Lives for one call of `plan_step`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Blocks
+from .cold_rows import cold_rows
 from .eviction import Idle, IdleAdapter
 from .facts import Row, gather
 from .line import NOBODY, Line
@@ -81,9 +83,8 @@ class PlanDraft:
         untold = state.num_to_tell[self.running] - state.num_told[self.running]
         self.waits_for_logits = self.line.wait_for_logits(self.tells_left - int(untold.sum()))
 
-        self.free_slots = view.num_free_slots
-        self.tokens_left = limits.max_step_tokens
-        self.num_loading = sum(not adapter.resident for adapter in view.adapters.values())
+        self.free_slots, self.tokens_left = view.num_free_slots, limits.max_step_tokens
+        self.loading = [i for i, seen in view.adapters.items() if not seen.resident]
         self.runs: dict[int, PlannedRun] = {}
         self.hits: list[PlannedHit] = []
         self.preemptions: list[int] = []
@@ -93,6 +94,9 @@ class PlanDraft:
         # A launched step may still read the weights of rows that will not run again.
         holding = [row for row in state.holding_rows().tolist() if row not in gone]
         self.in_use = set(state.adapter_id[holding].tolist())
+        # Adapters on their way that somebody waits for: whoever runs meanwhile does not.
+        self.num_loading = sum([i not in self.in_use for i in self.loading])
+        self.cold = cold_rows(state, view, limits, now_s)
         # Both are indexed by adapter_id; the base's -1 is their last element.
         size = max([-1, *view.adapters, int(self.line.adapters.max(initial=-1))]) + 2
         self.where = self._places(size)
@@ -111,7 +115,11 @@ class PlanDraft:
             over_cap=self.tenants.over_cap() if self.tenants else {},
         )
         self.kv, self.adapters = rooms.kv, rooms.adapters
-        for fact in gather(state, [row for row in expired if state.num_pages[row]]).values():
+        self._let_expire()
+
+    def _let_expire(self) -> None:
+        rows = [row for row in self.expired if self.state.num_pages[row]]
+        for fact in gather(self.state, rows).values():
             self.kv.free_pages += self.victims.expire(fact)
 
     def _idle_adapters(self) -> list[IdleAdapter]:
@@ -247,9 +255,10 @@ class PlanDraft:
             self.hits.append(PlannedHit(fact.row, fact.num_pages))
             self.blocks.take(fact.row, fact.num_pages)
             self.kv.order.num_pages -= num_idle_hits
-        if fact.adapter_id not in self.in_use:  # no longer idle
+        if fact.adapter_id not in self.in_use:  # no longer idle, if it was here
             self.in_use.add(fact.adapter_id)
-            self.adapters.order.num_pages -= fact.adapter_pages
+            if int(self.where[fact.adapter_id]) == Where.RESIDENT:
+                self.adapters.order.num_pages -= fact.adapter_pages
         if self.tenants is not None:
             new = self.promised_pages(fact.row)
             self.tenants.hold(fact, new + num_idle_hits)
@@ -274,15 +283,15 @@ class PlanDraft:
         self.kv.free_pages += num_pages
         return num_pages > 0
 
-    def load(self, adapter_id: int, num_pages: int, position: int) -> None:
-        """Ask `can_load` first."""
+    def load(self, adapter_id: int, num_pages: int, position: int, *, awaited: bool = True) -> None:
+        """Ask `can_load` first. `awaited`: whoever it is for stays in line until it is here."""
         if self.free_slots == 0:
             idle = self.adapters.order.pop_adapter(position)
             self.adapters.free_pages += idle.num_pages
             self._note(idle)
         self._take(self.adapters, num_pages, position)
         self.free_slots -= 1
-        self.num_loading += 1
+        self.num_loading += awaited
         self.loads[adapter_id] = PlannedLoad(adapter_id, num_pages)
 
     def fetch(self, wish: Wish) -> None:
@@ -303,7 +312,7 @@ class PlanDraft:
         facts = self.facts
         late = np.flatnonzero(self.waits_for_logits)
         keeps, given_up = self.victims.settle(self.kv.free_pages)
-        return StepPlan(
+        plan = StepPlan(
             now_s=self.now_s,
             expired=tuple(self.expired),
             aborted=tuple(self.aborted),
@@ -319,3 +328,8 @@ class PlanDraft:
             first_without_logits=int(self.line.rows[late[0]]) if len(late) else None,
             newest_first=self.newest_first,
         )
+        if self.cold is None:
+            return plan
+        ways = self.cold.ways_of([facts[run.row].adapter_id for run in plan.runs])
+        starts = tuple(self.cold.starts)
+        return replace(plan, ways=ways, starts=starts, wake_s=self.cold.wake_s)

@@ -22,6 +22,7 @@ from .facts import Row, gather
 from .line import NOBODY
 from .prefetch import fetch_ahead
 from .records import PoolView, StepLimits, StepPlan
+from .starts import Start
 from .state import SchedulerState
 
 
@@ -29,7 +30,7 @@ def plan_step(state: SchedulerState, view: PoolView, limits: StepLimits, now_s: 
     """One step. Decoding rows come first, then prompts under way, then the line in its order."""
     draft = PlanDraft(state, view, limits, now_s, _expire(state, now_s))
     barrier = _find_barrier(draft)
-    if _keep_running(draft, barrier):
+    if _keep_running(draft, barrier, _find_paused(draft)):
         _admit_waiting(draft, barrier)
         fetch_ahead(draft)
     return draft.plan()
@@ -75,7 +76,20 @@ def _known_pages(draft: PlanDraft, rows: NDArray[np.int64]) -> NDArray[np.int64]
     return -(-draft.state.num_known[rows] // draft.view.tokens_per_page)
 
 
-def _keep_running(draft: PlanDraft, barrier: int | None) -> bool:
+def _find_paused(draft: PlanDraft) -> set[int]:
+    """Running rows that are not in this step because their adapter is on its way. They keep their
+    pages and their place, and nobody makes room for them.
+    """
+    cold, facts = draft.cold, list(draft.facts.values())
+    if cold is None or not draft.loading:
+        return set()
+    loading = [fact for fact in facts if draft.where[fact.adapter_id] == Where.LOADING]
+    with_others = len(loading) < len(facts)
+    cold.take_places(len(loading))
+    return {fact.row for fact in loading if not cold.goes_on(fact, with_others=with_others)}
+
+
+def _keep_running(draft: PlanDraft, barrier: int | None, paused: set[int]) -> bool:
     """Lets running rows go on; False: there was too little room, so nobody else may come in."""
     ahead = {row: fact.num_known - fact.start for row, fact in draft.facts.items()}
     decoding = [row for row, num_tokens in ahead.items() if num_tokens == 1]
@@ -84,7 +98,7 @@ def _keep_running(draft: PlanDraft, barrier: int | None) -> bool:
     for row in (*decoding, *prompts):
         if draft.tokens_left == 0:
             break
-        if row not in draft.preemptions:
+        if row not in draft.preemptions and row not in paused:
             enough &= _go_on(draft, row, barrier)
     return enough and not draft.preemptions
 
@@ -141,31 +155,61 @@ def _admit_waiting(draft: PlanDraft, barrier: int | None) -> None:
     end = len(draft.line) if barrier is None else barrier + 1
     ready, cold = _candidates(draft, reserve, end)
     newcomers = gather(state, draft.line.rows[sorted(ready + cold)])
-    to_load = set(cold)
+    not_here = set(cold)
+    if draft.cold is not None and not_here:
+        draft.cold.meet(draft.runs.values())
     for position, newcomer in zip(sorted(ready + cold), newcomers.values(), strict=True):
-        if position in to_load:
-            _plan_adapter(draft, newcomer, position, reserve)
-            continue
         fact, num_idle = draft.behind_hits(newcomer)
-        if not _can_enter(draft, fact, position, reserve=reserve, num_idle=num_idle):
+        start = _choose_start(draft, fact) if position in not_here else None
+        if position in not_here and start is None:
+            _plan_adapter(draft, fact, position, reserve, num_idle)
             continue
         request = state.request(fact.row)
-        if state.policy.admits(request, running, draft.now_s):
-            draft.enter(fact, num_idle)
-            draft.run(fact.row, draft.most_tokens(fact.row), position)
-            running.append(request)
-            reserve += draft.promised_pages(fact.row)
+        if not _can_enter(draft, fact, position, reserve=reserve, num_idle=num_idle) or not (
+            state.policy.admits(request, running, draft.now_s)
+        ):
+            if start is not None:
+                _plan_adapter(draft, fact, position, reserve, num_idle)
+            continue
+        if start is not None:
+            _begin_cold(draft, fact, start, position)
+        draft.enter(fact, num_idle)
+        draft.run(fact.row, draft.most_tokens(fact.row), position)
+        running.append(request)
+        reserve += draft.promised_pages(fact.row)
+
+
+def _choose_start(draft: PlanDraft, fact: Row) -> Start | None:
+    """How a row begins whose adapter is not in the pool; None: not in this step."""
+    if draft.cold is None or draft.cold.is_full or draft.is_full:
+        return None
+    start = draft.cold.choose(fact)
+    if draft.cold.may_begin(fact, start):
+        return start
+    draft.cold.wait(fact, start)
+    return None
+
+
+def _begin_cold(draft: PlanDraft, fact: Row, start: Start, position: int) -> None:
+    """Its load is ordered in the same breath, if nobody did."""
+    assert draft.cold is not None
+    draft.cold.begin(fact, start)
+    if draft.where[fact.adapter_id] == Where.ABSENT:
+        _load(draft, fact, position, awaited=False)
 
 
 def _can_enter(draft: PlanDraft, fact: Row, position: int, *, reserve: int, num_idle: int) -> bool:
     draft.facts[fact.row] = fact
     if draft.is_full or draft.most_tokens(fact.row) < 1:
         return False
-    if draft.where[fact.adapter_id] != Where.RESIDENT:
+    place = int(draft.where[fact.adapter_id])
+    if place == Where.LEAVING:
         return False  # evicted by this plan
     missing = draft.pages_for(fact.num_known) - fact.num_pages
     if draft.tenants is not None and not draft.tenants.can_hold(fact, missing + num_idle):
         return False
+    if place == Where.ABSENT:
+        return draft.can_load(fact, position, missing + reserve)
     return draft.can_take(draft.kv, missing + reserve, position)
 
 
@@ -191,13 +235,20 @@ def _candidates(draft: PlanDraft, reserve: int, end: int) -> tuple[list[int], li
     place = draft.where[adapters]
     ready = np.flatnonzero((place == Where.RESIDENT) & can_come)
     ready = line.those_with_logits(ready, draft.tells_left)
+    can_come = can_come & ~draft.waits_for_logits[:end]
     absent = (place == Where.ABSENT) & can_come & (adapter_room >= state.adapter_pages[rows])
-    absent = np.flatnonzero(absent & ~draft.waits_for_logits[:end])
+    absent = np.flatnonzero(absent)
     # Adapters are fetched ahead only for those who could be next in.
     if len(ready) > limits.max_running:
         ready = ready[: limits.max_running]
         absent = absent[absent < ready[-1]]
-    cold = line.firsts_of_adapters(absent)[: max(limits.max_loads - draft.num_loading, 0)]
+    most = max(limits.max_loads - draft.num_loading, 0)
+    if draft.cold is not None and draft.cold.helps:  # who begins at once counts as a place alone
+        most += limits.max_running
+    cold = line.firsts_of_adapters(absent)[:most]
+    if draft.cold is not None:
+        coming = np.flatnonzero((place == Where.LOADING) & can_come)[: limits.max_running]
+        cold = np.union1d(cold, coming)
     return [] if draft.is_full else ready.tolist(), cold.tolist()
 
 
@@ -213,13 +264,22 @@ def _closed_by_caps(draft: PlanDraft) -> NDArray[np.bool_]:
     return tenants.are_held_back(line.rows, missing) | tenants.behind_doors(line.rows, barring)
 
 
-def _plan_adapter(draft: PlanDraft, fact: Row, position: int, reserve: int) -> None:
+def _plan_adapter(draft: PlanDraft, fact: Row, position: int, reserve: int, num_idle: int) -> None:
     """Starts the load if adapter and request have room beside what is promised."""
-    found, num_idle = draft.behind_hits(fact)
-    missing = draft.pages_for(fact.num_known) - found.num_pages
+    is_ordered = int(draft.where[fact.adapter_id]) != Where.ABSENT
+    if is_ordered or draft.num_loading >= draft.limits.max_loads:
+        return
+    missing = draft.pages_for(fact.num_known) - fact.num_pages
     if draft.tenants is not None and not draft.tenants.can_hold(fact, missing + num_idle):
         return
     if draft.can_load(fact, position, missing + reserve):
-        draft.load(fact.adapter_id, fact.adapter_pages, position)
-        if draft.tenants is not None:
-            draft.tenants.hold(fact, 0)
+        _load(draft, fact, position, awaited=True)
+
+
+def _load(draft: PlanDraft, fact: Row, position: int, *, awaited: bool) -> None:
+    draft.load(fact.adapter_id, fact.adapter_pages, position, awaited=awaited)
+    draft.where[fact.adapter_id] = Where.LOADING
+    if draft.tenants is not None:
+        draft.tenants.hold(fact, 0)
+    if draft.cold is not None:
+        draft.cold.queue(fact)

@@ -12,7 +12,7 @@ from .records import Wish
 
 
 def fetch_ahead(draft: PlanDraft) -> None:
-    if not draft.view.wishes or draft.num_loading or draft.loads or draft.limits.max_loads < 1:
+    if not draft.view.wishes or draft.loading or draft.loads or draft.limits.max_loads < 1:
         return
     missing = draft.where[draft.line.adapters] != Where.RESIDENT
     if missing.any():

@@ -7,15 +7,18 @@ planner says what it needs to see. Instants are `now_s` of the engine's clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from . import ids
 from .prefix_view import NO_PREFIXES, PrefixView
 from .sampling import SamplingParams
+from .starts import NO_COLD_VIEW, NO_PRICES, ColdView, Start, StartPrices, Way
 
-BASE_ID = -1  # adapter_id of a request to the base model
+BASE_ID = ids.BASE_ID
 NO_PLACES = range(0)  # of a prompt
 # Logits are the largest tensor of a step: 256 places of a vocabulary of 152,000 are 156 MB in fp32.
 MAX_PROMPT_LOGITS = 256
@@ -77,6 +80,8 @@ class PoolView:
     adapters: Mapping[int, AdapterView] = field(default_factory=_no_adapters)  # by adapter_id
     prefixes: PrefixView = NO_PREFIXES
     wishes: tuple[Wish, ...] = ()  # most wanted first
+    cold: ColdView = NO_COLD_VIEW
+    prices: StartPrices = NO_PRICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,15 @@ class PlannedKeep(NamedTuple):
     num_pages: int  # full ones, from the beginning, also those that are blocks already
 
 
+class PlannedStart(NamedTuple):
+    """What was chosen for a row whose adapter is not in the pool; told when the row first has a
+    token. Chosen anew as long as it waits: the last one counts.
+    """
+
+    row: int
+    start: Start
+
+
 class PlannedHit(NamedTuple):
     """A newcomer that begins behind cached pages."""
 
@@ -145,6 +159,12 @@ class StepPlan:
     hits: tuple[PlannedHit, ...] = ()  # each has a run, and holds these pages from now on
     loads: tuple[PlannedLoad, ...] = ()
     runs: tuple[PlannedRun, ...] = ()  # rows of one adapter side by side, the base's first
+    # Of adapters that runs use while they are on their way: never WARM, never WAIT.
+    ways: Mapping[int, Way] = field(default_factory=dict[int, Way])  # by adapter_id
+    starts: tuple[PlannedStart, ...] = ()
+    # Instant from which a plan would let a row begin or go on while its adapter is on its way,
+    # though nothing else happens; inf: none. An idle engine wakes for it.
+    wake_s: float = math.inf
     # Of the waiting rows whose prompt is to be told, this one and all behind it had none of the
     # step's prompt logits to hope for: to be passed by others is no wrong to them.
     first_without_logits: int | None = None

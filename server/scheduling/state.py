@@ -20,6 +20,7 @@ from .flow import LineFlow
 from .order import WaitingLine
 from .policies import FCFS, Policy
 from .records import Request
+from .starts_book import StartsBook
 
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 60.0
 
@@ -41,6 +42,7 @@ class SchedulerState:
         self.policy = policy
         self.line = WaitingLine(capacity)
         self.flow = LineFlow()
+        self.starts = StartsBook()  # of rows whose adapter was not in the pool
 
         self.status = np.full(capacity, Status.FREE, np.int8)
         self.num_prompt = np.zeros(capacity, np.int64)  # tokens
@@ -150,6 +152,7 @@ class SchedulerState:
         self.deadline_s[row] = math.inf
         self.requests[row] = None
         self.known_ids[row] = []
+        self.starts.drop(row)
         self._free.append(row)
 
     def retire(self, row: int) -> None:
@@ -231,6 +234,7 @@ class SchedulerState:
         self.status[row] = Status.RUNNING
         self.num_computed[row], self.num_pages[row] = cached_tokens, cached_pages
         if math.isnan(self.first_scheduled_s[row]):
+            self._stop_load_clock(np.array([row]), now_s)  # it may begin beside its load
             self.first_scheduled_s[row] = now_s
             self.num_cached_tokens[row] = cached_tokens
 
@@ -242,7 +246,9 @@ class SchedulerState:
 
     def adapter_arrived(self, adapter_id: int, now_s: float) -> None:
         """The adapter is resident: stop the load clock of those who wait for it."""
-        rows = self._unscheduled(adapter_id)
+        self._stop_load_clock(self._unscheduled(adapter_id), now_s)
+
+    def _stop_load_clock(self, rows: NDArray[np.int64], now_s: float) -> None:
         absent_s = now_s - self.absent_since_s[rows]
         self.load_wait_s[rows] += np.where(np.isnan(absent_s), 0.0, absent_s)
         self.absent_since_s[rows] = math.nan

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import BASE_ID
+from .ids import BASE_ID
 
 
 class StepWork(NamedTuple):

@@ -205,7 +205,7 @@ def test_forget_wins_over_a_read_under_way(tmp_path: Path) -> None:
             self._file = file
 
         def __getattr__(self, name: str) -> object:
-            if name == "read_into":
+            if name == "read_groups":
                 reading.set()
                 assert go.wait(10)
             return getattr(self._file, name)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lorry.adapters.errors import AdapterRefused
 from lorry.adapters.image import ImageLayout, ImageSpec, Site, SiteRank, matrix_tiles, plan_image
-from lorry.adapters.image_file import ImageDamaged, read_image, write_image
+from lorry.adapters.image_file import ImageDamaged, open_image, read_image, write_image
 from lorry.adapters.packing import DTYPES, pack_image, pack_measured
-from lorry.tests.adapters_builders import make_spec
+from lorry.tests.adapters_builders import make_old_image, make_spec
 
 
 def unpack(spec: ImageSpec, layout: ImageLayout, pages: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
@@ -137,3 +137,47 @@ def test_every_damage_to_an_image_file_is_seen(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ImageDamaged):
         read_image(path)
+
+
+def test_layers_are_proven_as_they_are_read(tmp_path: Path) -> None:
+    """What a step computes with before the whole file is read must be what was written; a layer
+    would be served with a flipped bit, or a good one refused for the next one's."""
+    spec, path = make_spec(page_elements=256), tmp_path / "image"
+    ranks = [SiteRank(site, 3, 1.0) for site in range(len(spec.sites))]
+    layout = plan_image(spec, ranks)
+    write_image(path, layout, pack_image(spec, layout, make_weights(spec, ranks)))
+    whole = path.read_bytes()
+    home_bytes = len(whole) - layout.num_pages * 256 * 4
+    assert len(set(layout.landed_pages)) == len(layout.landed_pages) == 2
+    for page in range(layout.num_pages):
+        at = home_bytes + page * 256 * 4 + 17
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        proven = [0]
+        with open_image(path) as image, pytest.raises(ImageDamaged, match="up to layer"):
+            memory = torch.empty(layout.num_pages, 256)
+            proven += image.read_groups(memory, range(layout.num_pages))
+        good = sum(landed <= page for landed in layout.landed_pages)
+        assert proven[-1] == good, (page, layout.landed_pages)
+
+
+def test_a_layout_is_proven_before_anybody_goes_by_it(tmp_path: Path) -> None:
+    """A flipped offset would have a kernel read past the image, before its last page is read."""
+    layout = plan_image(make_spec(), [SiteRank(0, 2, 1.0)])
+    path = tmp_path / "image"
+    write_image(path, layout, torch.ones(layout.num_pages, make_spec().page_elements))
+    whole = path.read_bytes()
+    at = whole.index(b"a_offsets") + len('a_offsets\\": [')
+    assert whole[at : at + 1] == b"0"
+    path.write_bytes(whole[:at] + b"8" + whole[at + 1 :])
+    with pytest.raises(ImageDamaged, match="layout"), open_image(path):
+        pass
+
+
+@pytest.mark.parametrize("kept", [slice(-1, None), slice(0, -1)], ids=["old", "lacking"])
+def test_an_image_of_the_older_form_counts_as_damaged(tmp_path: Path, kept: slice) -> None:
+    """Its layers cannot be proven one by one; it is packed again."""
+    layout = plan_image(make_spec(), [SiteRank(0, 2, 1.0)])
+    write_image(tmp_path / "image", layout, torch.ones(1, make_spec().page_elements))
+    make_old_image(tmp_path / "image", kept)
+    with pytest.raises(ImageDamaged):
+        read_image(tmp_path / "image")

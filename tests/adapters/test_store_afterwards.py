@@ -19,6 +19,7 @@ from lorry.tests.adapters_builders import (
     content,
     make_config,
     make_files,
+    make_old_image,
     make_spec,
     make_store,
     make_tensors,
@@ -26,7 +27,7 @@ from lorry.tests.adapters_builders import (
 )
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "old"])
 def test_a_damaged_image_is_packed_again(
     tmp_path: Path, resolver: PeftResolver, damage: str
 ) -> None:
@@ -41,6 +42,8 @@ def test_a_damaged_image_is_packed_again(
         card.image_path.unlink()
     elif damage == "cut":
         card.image_path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "old":
+        make_old_image(card.image_path)
     else:
         card.image_path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:])
     store = make_store(root, resolver)

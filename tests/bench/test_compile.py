@@ -13,6 +13,7 @@ from lorry.bench.compile.binary import Binary, Usage, read_usage
 from lorry.bench.compile.judge import CaseTerms, find_faults, find_lonely, narrowest_bytes
 from lorry.bench.compile.lane import CompileLane, Outcome
 from lorry.bench.compile.loads import Load, read_loads
+from lorry.bench.compile.orders import read_orders
 from lorry.bench.compile.store import BUILD_DIR, SOURCES, BinaryStore, source_hash
 from lorry.bench.compile.table import format_outcome
 from lorry.bench.throughput.child import ChildFailed
@@ -90,6 +91,29 @@ def make_binary(**changes: object) -> Binary:
         specialised=(),
     )
     return replace(fine, **changes)  # type: ignore[arg-type]
+
+
+def test_the_order_of_memory_is_read() -> None:
+    """Of a word that another process waits for, nothing else tells when it is written."""
+    ptx = """
+	bar.sync 	0;
+	bar.sync 	0;
+	@%p6 atom.global.sys.acq_rel.add.u32 %r19, [ %rd29 + 0 ], %r20;
+	@%p6 st.shared::cta.b32 [ %r21 + 0 ], %r19;
+	ld.global.b64 { %rd33 }, [ %rd30 + 0 ];
+                @is_first st.release.sys.global.b64 [%rd31], %rd33;
+	@!%p1 fence.acq_rel.gpu;
+	ld.acquire.sys.global.b64 %rd13, [%rd16];
+"""
+    assert read_orders(ptx) == (
+        "bar.sync",
+        "atom.global.sys.acq_rel.add.u32",
+        "st.release.sys.global.b64",
+        "fence.acq_rel.gpu",
+        "ld.acquire.sys.global.b64",
+    )
+    binary = make_binary(orders=read_orders(ptx))
+    assert Binary.from_json(json.loads(json.dumps(binary.to_json()))) == binary
 
 
 def test_widths_and_elements_are_read() -> None:

@@ -16,6 +16,7 @@ from lorry.bench.readme_tables import ReadmeError
 from lorry.bench.throughput.document import make_document
 from lorry.bench.zoo.tasks import TASKS, is_held_out
 from lorry.server.config import (
+    ColdConfig,
     CostConfig,
     MemoryConfig,
     ModelConfig,
@@ -138,7 +139,7 @@ def test_every_section_is_the_same_twice() -> None:
 def test_config_has_every_field_of_the_configuration() -> None:
     """A flag that the page leaves out is found by nobody."""
     flags = [row[0] for row in cells(readme_tables.render_config())]
-    configs = (ModelConfig, MemoryConfig, SchedulingConfig, ServiceConfig, CostConfig)
+    configs = (ModelConfig, MemoryConfig, ColdConfig, SchedulingConfig, ServiceConfig, CostConfig)
     names = [field.name for config in configs for field in fields(config)] + ["debug"]
     # Durations lose their unit, rates keep theirs.
     names = [re.sub("(?<!per)_s$", "", name.removeprefix("num_")) for name in names]

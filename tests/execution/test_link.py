@@ -11,16 +11,19 @@ import pytest
 import torch
 
 from lorry.adapters.errors import AdapterLoadFailed
-from lorry.adapters.host_tier import HeldImage, HostTier
+from lorry.adapters.host_tier import HeldImage, HostTier, Told
 from lorry.adapters.image_file import write_image
 from lorry.adapters.key import AdapterCard, AdapterKey
+from lorry.server.execution.cold_start.board import LandedBoard
 from lorry.server.execution.link import PoolLink
 from lorry.server.memory.link_records import (
     LayerLanded,
+    LinkEvent,
     LoadCancelled,
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
 from lorry.tests.fakes import FakeClock, make_card
 from lorry.tests.link_builders import (
@@ -200,7 +203,9 @@ def test_a_hint_that_fails_is_silent_and_one_without_room_is_read_when_ordered()
         return make_image()
 
     class FullSource(Source):
-        def read_ahead(self, card: AdapterCard, spare: Collection[AdapterKey]) -> HeldImage | None:
+        def read_ahead(
+            self, card: AdapterCard, spare: Collection[AdapterKey], told: Told | None = None
+        ) -> HeldImage | None:
             if card.key.name == "lost":
                 return super().read_ahead(card, spare)
             asked.set()
@@ -268,18 +273,37 @@ def test_a_read_that_hangs_does_not_hold_up_the_end(caplog: pytest.LogCaptureFix
     assert link.poll() == []
 
 
-def test_threads_order_cancel_and_want_over_a_real_tier(tmp_path: Path) -> None:
-    """Whatever they do at once, every order is answered once, what is there is whole, and no image
-    stays held."""
-    cards: list[AdapterCard] = []
+def store_cards(folder: Path) -> list[AdapterCard]:
+    """Eight; the image of the last is missing."""
     for index in range(8):
         image = make_image(value=10_000.0 * index)
-        write_image(tmp_path / str(index), image.layout, image.pages)
-        path = tmp_path / ("lost" if index == 7 else str(index))
-        cards.append(make_card(str(index), num_pages=5, image_path=path))
+        write_image(folder / str(index), image.layout, image.pages)
+    paths = [folder / ("lost" if index == 7 else str(index)) for index in range(8)]
+    return [make_card(str(index), num_pages=5, image_path=path) for index, path in enumerate(paths)]
+
+
+def check_opened(events: list[LinkEvent], opened: set[int], *, is_told: bool) -> None:
+    """Each once, `opened` when it was ordered or by its event, and before a layer of it lands."""
+    for event in events:
+        if isinstance(event, Opened):
+            assert event.load_id not in opened
+            opened.add(event.load_id)
+        elif isinstance(event, LayerLanded) and is_told:
+            assert event.load_id in opened
+    assert bool(opened) == is_told
+
+
+@pytest.mark.parametrize("board", [None, LandedBoard()], ids=["waits", "board"])
+def test_threads_order_cancel_and_want_over_a_real_tier(
+    tmp_path: Path, board: LandedBoard | None
+) -> None:
+    """Whatever they do at once, every order is answered once, what is there is whole, and no image
+    stays held; where a board is, all are opened before a layer of theirs lands."""
+    cards = store_cards(tmp_path)
     pool_PE = torch.full((8 * 5, 64), torch.nan)
-    tier, waiter = HostTier(4 * 5 * 64 * 4, like=pool_PE), Waiter()
-    link = PoolLink(tier, pool_PE, waiter.wake, num_readers=3)
+    tier = HostTier(4 * 5 * 64 * 4, like=pool_PE)
+    waiter, opened = Waiter(tier.let_go), set[int]()
+    link = PoolLink(tier, pool_PE, waiter.wake, num_readers=3, board=board)
     barrier, num_loads = threading.Barrier(4), 60
 
     def orders(who: int) -> list[LoadOrder]:
@@ -290,7 +314,10 @@ def test_threads_order_cancel_and_want_over_a_real_tier(tmp_path: Path) -> None:
             index = (step * (who + 3) + who) % 8
             pages = tuple(range(5 * who, 5 * who + 5))
             mine.append(LoadOrder(who * num_loads + step, 0, 0, cards[index], pages))
-            link.start(mine[-1])
+            at_once = link.start(mine[-1])
+            if at_once is not None:
+                opened.add(at_once.load_id)
+                link.let_go(at_once.image)
             if step % 3 == who % 3:
                 link.cancel(mine[-1].load_id - who)
             if step % 5 == 0:
@@ -300,9 +327,9 @@ def test_threads_order_cancel_and_want_over_a_real_tier(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         given = [order for mine in threads.map(orders, range(4)) for order in mine]
-    ends = [
-        event for event in waiter.collect(link, len(given)) if not isinstance(event, LayerLanded)
-    ]
+    events = waiter.collect(link, len(given))
+    check_opened(events, opened, is_told=board is not None)
+    ends = [event for event in events if isinstance(event, Loaded | LoadFailed)]
     assert sorted(event.load_id for event in ends) == sorted(order.load_id for order in given)
     lost = {order.load_id for order in given if order.card is cards[7]}
     for event in ends:
@@ -310,7 +337,10 @@ def test_threads_order_cancel_and_want_over_a_real_tier(tmp_path: Path) -> None:
             getattr(event, "error", None), LoadCancelled
         )
     for index, card in enumerate(cards[:7]):
-        link.start(LoadOrder(1000 + index, 0, 0, card, tuple(range(5 * index, 5 * index + 5))))
+        pages = tuple(range(5 * index, 5 * index + 5))
+        at_once = link.start(LoadOrder(1000 + index, 0, 0, card, pages))
+        if at_once is not None:
+            link.let_go(at_once.image)
     waiter.collect(link, 7)
     for index in range(7):
         wanted = make_image(value=10_000.0 * index).pages

@@ -13,6 +13,7 @@ from lorry.server.execution.wire import EmulatedWire, HostWire, copy_pages
 from lorry.tests.fakes import FakeClock
 from lorry.tests.link_builders import make_image, make_order
 
+NUM_LAYERS = 4  # of the images
 PAGE_BYTES = 64 * 4
 RATE = 8.0 * PAGE_BYTES  # bytes a second: a page is 1/8 s
 
@@ -20,7 +21,9 @@ RATE = 8.0 * PAGE_BYTES  # bytes a second: a page is 1/8 s
 def make_load(
     ready_s: float = 100.0, pages: tuple[int, ...] = (7, 8, 2, 3, 11), value: float = 1.0
 ) -> Load:
-    return Load(make_order(1, pages), ready_s, image=make_image(value=value), ready_s=ready_s)
+    """All of it is in host memory."""
+    image = make_image(value=value)
+    return Load(make_order(1, pages), ready_s, image=image, num_read=NUM_LAYERS, ready_s=ready_s)
 
 
 def make_wire(
@@ -75,7 +78,7 @@ def test_an_emulated_layer_lands_at_its_time() -> None:
         there = (~pool_PE[list(load.order.pages)].isnan()).all(dim=1)
         landed.append((layer, clock.now_s(), int(there.sum())))
 
-    assert wire.carry(load, look)
+    assert wire.carry(load, NUM_LAYERS, look)
     assert landed == [(1, 100.375, 3), (2, 100.5, 4), (3, 100.625, 5)]
 
 
@@ -83,11 +86,30 @@ def test_bytes_of_all_loads_queue_for_the_emulated_wire() -> None:
     """Two loads at once would each have the whole link; a late thread would slow it down."""
     clock, pool_PE = FakeClock(), torch.zeros(12, 64)
     wire, times = make_wire(pool_PE, clock), list[float]()
-    wire.carry(make_load(), lambda layer: None)
+    wire.carry(make_load(), NUM_LAYERS, lambda layer: None)
     clock.advance(0.25)  # the thread comes late to what was ready at 100.0, and catches up
-    wire.carry(make_load(100.0), lambda layer: times.append(clock.now_s()))
-    wire.carry(make_load(200.0), lambda layer: times.append(clock.now_s()))
+    wire.carry(make_load(100.0), NUM_LAYERS, lambda layer: times.append(clock.now_s()))
+    wire.carry(make_load(200.0), NUM_LAYERS, lambda layer: times.append(clock.now_s()))
     assert times == [101.0, 101.125, 101.25, 200.375, 200.5, 200.625]
+
+
+def test_a_load_crosses_as_far_as_it_is_read_and_goes_on_from_there() -> None:
+    """Pages that the disk has not brought would land as whatever lay in their cells."""
+    clock, pool_PE = FakeClock(), torch.zeros(12, 64)
+    wire, load, landed = make_wire(pool_PE, clock), make_load(), list[tuple[int, float]]()
+    wire.clear(load.order.pages)
+
+    def look(layer: int) -> None:
+        landed.append((layer, clock.now_s()))
+
+    assert wire.carry(load, 3, look)
+    assert landed == [(1, 100.375), (2, 100.5)] and pool_PE[11].isnan().all()
+    wire.carry(make_load(pages=(0, 1, 4, 5, 6)), NUM_LAYERS, lambda layer: None)
+    load.num_crossed, load.ready_s = 3, 101.0
+    assert wire.carry(load, NUM_LAYERS, look)
+    assert landed[2:] == [(3, 101.125 + 0.125)]  # the wire was free at 101.125
+    assert load.image is not None
+    assert torch.equal(pool_PE[list(load.order.pages)], load.image.pages)
 
 
 def test_a_load_given_up_lands_no_further_layer() -> None:
@@ -102,11 +124,11 @@ def test_a_load_given_up_lands_no_further_layer() -> None:
 
     wire, landed = make_wire(pool_PE, clock, on_wait), list[int]()
     wire.clear(load.order.pages)
-    assert not wire.carry(load, landed.append)
+    assert not wire.carry(load, NUM_LAYERS, landed.append)
     assert landed == [1] and pool_PE[[3, 11]].isnan().all()
     times = list[float]()
-    wire.carry(make_load(), lambda layer: times.append(clock.now_s()))
+    wire.carry(make_load(), NUM_LAYERS, lambda layer: times.append(clock.now_s()))
     assert times == [100.4375 + 0.375, 100.4375 + 0.5, 100.4375 + 0.625]
     given_up = make_load()
     given_up.is_given_up = True
-    assert not HostWire(pool_PE).carry(given_up, landed.append) and landed == [1]
+    assert not HostWire(pool_PE).carry(given_up, NUM_LAYERS, landed.append) and landed == [1]

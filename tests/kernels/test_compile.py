@@ -27,6 +27,9 @@ PART = (
     "store_pages/plain/bf16/llama-8b",
     # The most registers: products without tensor cores, the widest head, every option.
     "attend_single/all/fp32/gemma3-1b",
+    "send_rows/plain/bf16/wide",
+    "await_answer/plain/int64/any",
+    "add_answer/plain/bf16/wide",
 )
 
 
@@ -64,3 +67,37 @@ def test_a_shipped_kernel_may_be_launched(
 def test_no_shape_is_called_odd_without_an_even_one(cases: dict[str, CaseTerms]) -> None:
     """An excuse for a whole kernel would hide its narrow loads from everybody."""
     assert find_lonely(list(cases.values())) == []
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("arch", ARCHES)
+def test_rows_are_published_after_they_are_written(outcomes: Sequence[Outcome], arch: int) -> None:
+    """A helper on another core would begin with rows of the errand before: every thread's rows come
+    before the program counts itself, and the words after all programs have, for the whole system.
+    """
+    orders = _orders(outcomes, "send_rows/plain/bf16/wide", arch)
+    counted = next(i for i, name in enumerate(orders) if name.startswith("atom."))
+    assert {"acq_rel", "sys"} <= set(orders[counted].split("."))
+    assert "bar.sync" in orders[:counted]
+    assert "st.release.sys.global.b64" in orders[counted:]
+    assert not any("release" in name for name in orders[:counted])
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("arch", ARCHES)
+def test_a_wait_acquires_and_never_writes_a_helpers_word(
+    outcomes: Sequence[Outcome], arch: int
+) -> None:
+    """An exchange over the bus, where the host has no atomics in common with the device, could put
+    an old word back over the one that the helper has just written."""
+    orders = _orders(outcomes, "await_answer/plain/int64/any", arch)
+    assert "ld.acquire.sys.global.b64" in orders
+    assert not any(name.startswith(("atom.", "red.", "st.release")) for name in orders)
+    # A thread that leaves the loop later than another must not be waited for inside it.
+    assert "bar.sync" not in orders
+
+
+def _orders(outcomes: Sequence[Outcome], name: str, arch: int) -> tuple[str, ...]:
+    (outcome,) = [o for o in outcomes if (o.terms.name, o.arch) == (name, arch)]
+    assert outcome.binary is not None, format_outcome(outcome)
+    return outcome.binary.orders

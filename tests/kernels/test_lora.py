@@ -25,7 +25,7 @@ from lorry.tests.kernels_builders import (
 
 RANKS = [1, 4, 5, 8, 12, 16, 24, 64]
 TRITON = pytest.param("triton", marks=INTERPRETED)
-PLAIN = ["reference", "tiles", "cpu"]
+PLAIN = ["reference", "tiles", "dense", "cpu"]
 BACKENDS = [*PLAIN, TRITON]
 
 
@@ -243,7 +243,7 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         add(good, pool.random(3, 95))
     with pytest.raises(ValueError, match="must agree"):
         add(good.double(), pool.random(3, 96))
-    with pytest.raises(ValueError, match="must be cpu, tiles, triton or reference"):
+    with pytest.raises(ValueError, match="must be cpu, dense, tiles, triton or reference"):
         choose_backend("gpu")
 
 

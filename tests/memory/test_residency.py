@@ -53,7 +53,7 @@ class ResidencyAgainstDict(RuleBasedStateMachine):
 
     def apply(self, plan: StepPlan) -> None:
         self.pool.apply(plan)
-        orders = self.residency.apply(plan)
+        orders = self.residency.apply(plan).orders
         assert [(o.adapter_id, len(o.pages)) for o in orders] == [
             (load.adapter_id, load.num_pages) for load in plan.loads
         ]
@@ -258,7 +258,7 @@ def test_a_doomed_load_is_let_go_when_it_ends():
     residency.use(adapter_id, 0.0)
     plan = load_plan((adapter_id, 2))
     pool.apply(plan)
-    (order,) = residency.apply(plan)
+    (order,) = residency.apply(plan).orders
     residency.leave(adapter_id, 0.0)
     residency.doom(order.card.key)
     assert pool.num_free == 8
@@ -276,14 +276,14 @@ def test_a_failed_load_can_be_tried_again():
     residency.use(adapter_id, 0.0)
     plan = load_plan((adapter_id, 2))
     pool.apply(plan)
-    (first,) = residency.apply(plan)
+    (first,) = residency.apply(plan).orders
     link.fail(first.load_id)
     (told,) = residency.drain(link.poll(), 1.0)
     assert isinstance(told, Broken)
     assert "no a" in str(told.error)
     assert pool.num_free == 10
     pool.apply(plan)
-    (second,) = residency.apply(plan)
+    (second,) = residency.apply(plan).orders
     assert second.load_id != first.load_id
 
 

@@ -174,7 +174,7 @@ def test_an_idle_engine_with_little_host_memory_comes_to_rest():
     for step in range(20):
         plan = plan_step(state, residency.view(4, NO_PREFIXES), limits, float(step))
         pool.apply(plan)
-        for order in residency.apply(plan):
+        for order in residency.apply(plan).orders:
             in_host[:] = [order.card.key.name]
             link.finish(order.load_id)
         residency.drain(link.poll(), float(step))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,8 +18,8 @@ from lorry.proto import lorry_pb2_grpc as pb_grpc
 from lorry.server.clock import Clock
 from lorry.server.errors import DeadlineExceeded
 from lorry.server.rpc.adapters import UPLOAD_SILENCE_S, UploadParts
-from lorry.server.rpc.totals import MEMORY_NAMES, NAMES, Totals
-from lorry.server.seam import Forget, MemoryStats, Submit
+from lorry.server.rpc.totals import COLD_NAMES, MEMORY_NAMES, NAMES, Totals
+from lorry.server.seam import ColdStats, Forget, MemoryStats, Submit
 from lorry.server.store_messages import (
     BeginUpload,
     CommitUpload,
@@ -230,6 +231,9 @@ def test_every_counter_is_carried_over_and_nothing_else():
     said = {"eviction", "params", "tenant_pages"}  # what is no number
     assert set(MemoryStats.__dataclass_fields__) == {*memory, *said}
     stats = make_stats(**dict.fromkeys((*NAMES, *gauges), 3), memory=MemoryStats(**memory))
+    cold: Any = dict.fromkeys((*COLD_NAMES, "helpers_up"), 7)
+    assert set(ColdStats.__dataclass_fields__) == set(cold)
+    stats = replace(stats, cold=ColdStats(**cold))
     assert totals.heard(stats) == totals.heard(stats) == stats
     totals.engine_lost(0)
     after = totals.heard(stats)
@@ -237,6 +241,8 @@ def test_every_counter_is_carried_over_and_nothing_else():
     assert {name: getattr(after, name) for name in gauges} == dict.fromkeys(gauges, 3)
     sums = {name: getattr(after.memory, name) for name in memory}
     assert sums == dict.fromkeys(MEMORY_NAMES, 10) | dict.fromkeys(memory_gauges, 5)
+    sums = {name: getattr(after.cold, name) for name in cold}
+    assert sums == dict.fromkeys(COLD_NAMES, 14) | {"helpers_up": 7}
 
 
 class Dribble:

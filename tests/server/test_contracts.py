@@ -21,6 +21,7 @@ from lorry.adapters.key import AdapterCard
 from lorry.server.engine_parts import HostTier as EngineHostTier
 from lorry.server.engine_parts import Runner as EngineRunner
 from lorry.server.execution.batch import StepRow
+from lorry.server.execution.cold_start.board import LandedBoard
 from lorry.server.execution.link import PoolLink
 from lorry.server.memory.link_records import (
     LayerLanded,
@@ -29,6 +30,7 @@ from lorry.server.memory.link_records import (
     Loaded,
     LoadFailed,
     LoadOrder,
+    Opened,
 )
 from lorry.server.scheduling.sampling import SamplingParams
 from lorry.tests.execution_builders import Bench, make_bench, random_peft, tiny_llama
@@ -41,6 +43,7 @@ from lorry.tests.fakes import (
     make_key,
     make_layout,
 )
+from lorry.tests.link_builders import make_image
 
 PROMPT = (5, 6, 7, 8, 9)
 NUM_IMAGE_PAGES = 5
@@ -192,6 +195,9 @@ class LinkDesk(Protocol):
 
     def card(self, name: str) -> AdapterCard: ...
 
+    def keep(self, card: AdapterCard) -> None:
+        """Its image is in host memory."""
+
 
 class FakeLinkDesk:
     def __init__(self, folder: Path) -> None:
@@ -201,10 +207,15 @@ class FakeLinkDesk:
     def card(self, name: str) -> AdapterCard:
         return make_card(name, num_pages=NUM_IMAGE_PAGES)
 
+    def keep(self, card: AdapterCard) -> None:
+        self.link.images[card.key.name] = make_image(NUM_IMAGE_PAGES)
+
     def settle(self, num_loads: int) -> list[LinkEvent]:
         for order in list(self.link.orders.values())[:num_loads]:
-            lost = order.card.key.name == "lost"
-            (self.link.fail if lost else self.link.finish)(order.load_id)
+            name = order.card.key.name
+            if name != "lost" and name not in self.link.images:
+                self.link.open(order.load_id, make_image(NUM_IMAGE_PAGES))
+            (self.link.fail if name == "lost" else self.link.finish)(order.load_id)
         return self.link.poll()
 
 
@@ -212,7 +223,8 @@ class RealLinkDesk:
     def __init__(self, folder: Path) -> None:
         self._folder, self._woken = folder, threading.Semaphore(0)
         pool_PE = torch.full((40, 64), torch.nan)
-        self.link = PoolLink(HostTier(1 << 20), pool_PE, self._woken.release)
+        self._tier = HostTier(1 << 20)
+        self.link = PoolLink(self._tier, pool_PE, self._woken.release, board=LandedBoard())
 
     def card(self, name: str) -> AdapterCard:
         path = self._folder / name
@@ -221,6 +233,9 @@ class RealLinkDesk:
             layout = ImageLayout(NUM_IMAGE_PAGES, 16, (), landed, 0)
             write_image(path, layout, torch.ones(NUM_IMAGE_PAGES, 64))
         return make_card(name, num_pages=NUM_IMAGE_PAGES, image_path=path)
+
+    def keep(self, card: AdapterCard) -> None:
+        self._tier.let_go(self._tier.fetch(card))
 
     def settle(self, num_loads: int) -> list[LinkEvent]:
         events: list[LinkEvent] = []
@@ -250,11 +265,27 @@ def test_a_load_lands_layer_by_layer_and_ends_once(link_desk: LinkDesk) -> None:
         start(link_desk, load_id, name)
     events = link_desk.settle(3)
     for load_id in range(3):
-        *landed, end = [event for event in events if event.load_id == load_id]
+        opened, *landed, end = [event for event in events if event.load_id == load_id]
+        assert isinstance(opened, Opened) and opened.image.layout.num_pages == NUM_IMAGE_PAGES
+        link_desk.link.let_go(opened.image)
         layers = [event.layer for event in landed if isinstance(event, LayerLanded)]
         assert len(layers) == len(landed) > 0 and layers == sorted(set(layers))
         assert isinstance(end, Loaded) and end.layout.num_pages == NUM_IMAGE_PAGES
     assert link_desk.link.poll() == []
+
+
+def test_what_is_in_host_memory_is_open_at_once_and_no_event_says_so_again(
+    link_desk: LinkDesk,
+) -> None:
+    """A step would be lost before the first row; or the image be held twice, and let go of once."""
+    card = link_desk.card("one")
+    link_desk.keep(card)
+    opened = link_desk.link.start(LoadOrder(0, 0, 0, card, tuple(range(NUM_IMAGE_PAGES))))
+    assert opened is not None and opened.load_id == 0
+    assert opened.image.layout.num_pages == len(opened.image.cells) == NUM_IMAGE_PAGES
+    *landed, end = link_desk.settle(1)
+    assert {type(event) for event in landed} == {LayerLanded} and isinstance(end, Loaded)
+    link_desk.link.let_go(opened.image)  # after the load's end, as before it
 
 
 def test_a_failed_load_names_its_adapter_and_leaves_the_next_alone(link_desk: LinkDesk) -> None:

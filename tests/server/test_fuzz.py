@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -19,12 +20,14 @@ from lorry.bench.fuzz_records import Setting, Totals
 from lorry.bench.fuzz_world import BASE, FuzzWorld, Question, WrongToken
 from lorry.bench.soak_rounds import Outcome
 from lorry.server.scheduling.sampling import SamplingParams, TokenLogprobs
+from lorry.tests.cold_fuzz_builders import ColdEpisode
 
 pytestmark = pytest.mark.slow
 
 # Lives in which a preempted request keeps what was computed, and prompts are found, among others.
 SEEDS = (*range(28, 44), *range(46, 54))
 OVERLAPPED_SEEDS = range(114, 120)
+COLD_SEEDS = (321, 439)  # with starts of both ways, and lost ones
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +116,19 @@ def test_the_judge_sees_a_wrong_log_probability(world: FuzzWorld, place: int):
         with pytest.raises(WrongToken, match="0"):
             world.judge_told(question, answer, of_answer, of_prompt)
         records[place] = right
+
+
+@pytest.mark.parametrize("overlaps", [False, True], ids=["plain", "overlapped"])
+def test_every_cold_life_ends_well(world: FuzzWorld, overlaps: bool):
+    """The same with requests that start while their adapter is on its way: a layer read before it
+    has landed is NaN, and what was lost may leave nothing behind."""
+    totals = Counter[str]()
+    for seed in COLD_SEEDS:
+        episode = ColdEpisode(world, seed, overlaps=overlaps)
+        try:
+            assert episode.run().ties <= 1
+            totals.update(episode.expect_cold())
+        finally:
+            episode.close()
+    print(f"cold lives: {dict(totals)}")
+    assert min(totals[name] for name in ("opened", "sent", "streamed", "assisted", "lost")) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from lorry.server.execution.batch import StepResult, StepRow
 from lorry.server.memory.link_records import LinkEvent, Loaded, LoadFailed, LoadOrder
 from lorry.server.metered_link import MeteredLink
+from lorry.server.scheduling.commit import awaits
 from lorry.server.scheduling.cost_fit import CostFit
+from lorry.server.scheduling.records import PlannedRun, StepPlan
 from lorry.server.scheduling.step_work import NO_WORK
 from lorry.server.step_meter import MeteredStep, StepMeter
 from lorry.tests.engine_bench import Bench, make_bench, submit
@@ -155,3 +158,20 @@ def test_a_link_without_a_clock_teaches_nothing() -> None:
     link = MeteredLink(inner, fit)
     link.start(order(1, 100))
     assert link.poll() and fit.report().num_loads == 0
+
+
+def test_a_step_with_cold_rows_teaches_nothing() -> None:
+    """Waits for a load, or for helpers, learnt as the device's own: every later prediction off."""
+    fit, steps = CostFit(), list[MeteredStep]()
+    meter, bench = StepMeter(fit, log=steps.append), make_bench()
+    bench.tell(submit(1))
+    bench.step()
+    state = bench.engine._state  # pyright: ignore[reportPrivateUsage]
+    run = PlannedRun(state.rows()[0], 3, 1, 0)
+    awaited = awaits(state, StepPlan(now_s=0.0, runs=(run,)))
+    for began_s, is_cold in ((1.0, True), (2.0, False)):
+        meter.takes_off(awaited, state, began_s, is_cold=is_cold)
+        meter.landed(began_s + 0.5)
+    assert [step.ended_s for step in steps] == [1.5, 2.5], "a step is missing in the log"
+    assert fit._steps.num_rows == 1  # pyright: ignore[reportPrivateUsage]
+    assert math.isnan(steps[0].predicted_s)

@@ -1,0 +1,196 @@
+"""The cold rows of one step: what is asked of helpers, what is waited for, what is given up.
+
+Owns the order of things at a site. Before the base's product, rows whose layer has not landed go to
+the helpers (after CaraServe's CPU-assisted prefill); after it their answers are added, and what is
+not with a helper waits for its layer and is computed on the device. A slot whose product could not
+be had in time is lost for the step: nothing is waited or asked for on its behalf any more, and its
+rows compute on with the base alone, to no use. Does not know requests, nor why a way was chosen.
+Made by paged_model.py, one for each step with cold rows; called by the sites (context.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ....kernels.lora import FactorTiles, LoraBackend, LoraTable, LoraWork, Segment, add_lora
+from ...clock import Clock, MonotonicClock
+from ...scheduling.starts import Way
+from .board import LandedBoard
+from .handover import Errand, Handover, Ticket
+
+PATIENCE_S = 10.0  # a step that stands still for longer serves nobody
+BODY, HEAD = 0, 1  # parts of a step: all of its rows, and those whose logits are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class ColdRooms:
+    """What cold steps use beside the pool."""
+
+    board: LandedBoard
+    handover: Handover | None = None  # None: nobody helps, every cold row streams
+    clock: Clock = field(default_factory=MonotonicClock)
+    patience_s: float = PATIENCE_S  # that one step may wait for layers, all of its waits together
+
+
+class ColdStep:
+    """What the parts of a step share: the ways, the patience, and who is lost."""
+
+    def __init__(
+        self, ways: Mapping[int, Way], rooms: ColdRooms, *, layer_of: Sequence[int]
+    ) -> None:
+        self.layer_of = layer_of  # by site
+        self.handover = rooms.handover
+        self._ways, self._board, self._clock = ways, rooms.board, rooms.clock
+        self._left_s = rooms.patience_s
+        self._lost: set[int] = set()
+        self._missed: set[int] = set()  # slots that helpers failed: they are not asked again
+
+    def needs_help(self, slot: int, layer: int) -> bool:
+        """Whether helpers shall be asked; the layer is in host memory then."""
+        if self._ways[slot] is not Way.ASSIST or slot in self._lost or slot in self._missed:
+            return False
+        return (
+            not self._board.has_landed(slot, layer)
+            and self._wait(self._board.await_either, slot, layer)
+            and not self._board.has_landed(slot, layer)
+        )
+
+    def has_product(self, slot: int, layer: int, *, needed: bool) -> bool:
+        """Whether the device may compute it: once the layer has landed. `needed`: it has tiles at
+        these sites; what has none is never waited for.
+        """
+        if slot in self._lost:
+            return False
+        return not needed or self._wait(self._board.await_landed, slot, layer)
+
+    def mends(self, slot: int, layer: int) -> bool:
+        """Helpers did not answer, or cannot be asked. Whether the device may compute it now; else
+        it is lost: its layer may be a whole load away, and everybody in the step would wait.
+        """
+        self._missed.add(slot)
+        if not self._board.has_landed(slot, layer):
+            self._lost.add(slot)
+        return slot not in self._lost
+
+    def end(self) -> frozenset[int]:
+        """The slots that are lost. The device has computed the step by now."""
+        late = frozenset[int]() if self.handover is None else self.handover.lost()
+        return frozenset(self._lost | (late & self._ways.keys()) - self._missed)
+
+    def _wait(self, wait: Callable[[int, int, float], bool], slot: int, layer: int) -> bool:
+        """A step has one patience for all of its waits; what is there needs none."""
+        began_s = self._clock.now_s()
+        is_there = wait(slot, layer, max(self._left_s, 0.0))
+        self._left_s -= self._clock.now_s() - began_s
+        if not is_there:
+            self._lost.add(slot)
+        return is_there
+
+
+class ColdProducts:
+    """The device's side: products of whichever segments are computed there at a site.
+
+    The lists of a step (`LoraBackend.prepare`) are made anew where these change between two sites:
+    as layers land, and as slots are lost.
+    """
+
+    def __init__(
+        self,
+        backend: LoraBackend,
+        table: LoraTable,
+        pool_PE: Tensor,
+        *,
+        warm: Sequence[LoraWork | None],
+    ) -> None:
+        self._backend, self._table, self._pool_PE = backend, table, pool_PE
+        # The warm works keep their positions; each part's cold one comes behind them.
+        self._works: list[LoraWork | None] = [*warm, *([None] * len(warm))]
+        self._num_parts = len(warm)
+
+    def add(
+        self,
+        part: int,
+        segments: Sequence[Segment],
+        hidden_TI: Tensor,
+        *,
+        sites: Sequence[int],
+        outs_TO: Sequence[Tensor],
+    ) -> None:
+        """The slots' layers have landed wherever they have tiles at these sites."""
+        if not segments:
+            return
+        place = self._num_parts + part
+        work = self._works[place]
+        if work is None or work.segments != tuple(segments):
+            work = self._works[place] = LoraWork(self._table, segments)
+            self._backend.prepare(self._works)
+        add_lora(
+            hidden_TI, self._pool_PE, work, sites=sites, outs_TO=outs_TO, backend=self._backend
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """Rows that are with the helpers."""
+
+    segment: Segment
+    places: tuple[int, ...]  # of the site's outs that the answers are for
+    ticket: Ticket
+
+
+class ColdRows:
+    """The cold rows of one part of the step."""
+
+    def __init__(
+        self,
+        step: ColdStep,
+        part: int,
+        segments: Sequence[Segment],
+        *,
+        table: LoraTable,
+        products: ColdProducts,
+    ) -> None:
+        self._step, self._part, self._products = step, part, products
+        self._live = LoraWork(table, segments).live
+        self._asked: list[_Asked] = []  # at the sites that are being computed
+
+    def begin(self, sites: Sequence[int], hidden_TI: Tensor) -> None:
+        """Before the base's product: what helpers shall compute is on its way to them."""
+        handover = self._step.handover
+        if handover is None or self._part == HEAD:
+            return
+        layer = self._step.layer_of[sites[0]]
+        for segment, factors in self._live:
+            places = tuple(i for i, site in enumerate(sites) if site in factors)
+            if places and self._step.needs_help(segment.slot, layer):
+                own = tuple(sites[i] for i in places)
+                errand = Errand(segment.slot, own, segment.start, segment.end)
+                ticket = handover.send(errand, hidden_TI)
+                if ticket is not None:
+                    self._asked.append(_Asked(segment, places, ticket))
+                else:
+                    self._step.mends(segment.slot, layer)
+
+    def add(self, sites: Sequence[int], hidden_TI: Tensor, outs_TO: Sequence[Tensor]) -> None:
+        """After it: every cold row gets its product, or its slot is lost."""
+        layer = self._step.layer_of[sites[0]]
+        asked, self._asked = self._asked, []
+        with_helpers = {one.segment for one in asked}
+        on_device = [
+            segment
+            for segment, factors in self._live
+            if segment not in with_helpers
+            and self._step.has_product(segment.slot, layer, needed=_meets(factors, sites))
+        ]
+        self._products.add(self._part, on_device, hidden_TI, sites=sites, outs_TO=outs_TO)
+        # Last: by now they are there.
+        missed = [one for one in asked if not one.ticket.add([outs_TO[i] for i in one.places])]
+        mended = [one.segment for one in missed if self._step.mends(one.segment.slot, layer)]
+        self._products.add(self._part, mended, hidden_TI, sites=sites, outs_TO=outs_TO)
+
+
+def _meets(factors: Mapping[int, FactorTiles], sites: Iterable[int]) -> bool:
+    return any(site in factors for site in sites)
