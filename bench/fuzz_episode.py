@@ -62,6 +62,8 @@ def run_episode(world: FuzzWorld, seed: int, *, overlaps: bool = False) -> Total
 class Episode:
     """An engine, its front end's part, and the books of what was asked and said."""
 
+    link_class: type[PacedLink] = PacedLink
+
     def __init__(self, world: FuzzWorld, seed: int, *, overlaps: bool) -> None:
         self._world, self.seed = world, seed
         # Most wishes make a step plain: in most lives of the overlapped loop nobody has them.
@@ -94,7 +96,7 @@ class Episode:
             self._publish(name)
 
     def _make_link(self) -> PacedLink:
-        return PacedLink(
+        return self.link_class(
             self._host_tier,
             self._runner.pool_PE,
             random.Random(self.seed + 1),

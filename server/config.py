@@ -147,11 +147,7 @@ class ServerConfig:
                 field="--dtype",
             )
         _check_kernels(self.model)
-        if self.scheduling.policy not in POLICIES:
-            raise ConfigError(
-                f"--policy is {self.scheduling.policy!r}; it must be one of {', '.join(POLICIES)}",
-                field="--policy",
-            )
+        _one_of("--policy", self.scheduling.policy, POLICIES)
         _check_cold(self.cold, self.memory)
         _at_least("--max-bypass", self.scheduling.max_bypass_s, 0)
         _between("--port", self.service.port, 0, MAX_PORT)
@@ -168,11 +164,7 @@ class ServerConfig:
 
 
 def _check_kernels(model: ModelConfig) -> None:
-    if model.kernels not in KERNELS:
-        raise ConfigError(
-            f"--kernels is {model.kernels!r}; it must be one of {', '.join(KERNELS)}",
-            field="--kernels",
-        )
+    _one_of("--kernels", model.kernels, KERNELS)
     on_cpu = model.device.partition(":")[0] == "cpu"
     if model.kernels == "triton" and on_cpu:
         raise ConfigError(
@@ -189,11 +181,7 @@ def _check_kernels(model: ModelConfig) -> None:
 
 
 def _check_memory(memory: MemoryConfig, device: str) -> None:
-    if memory.eviction not in EVICTIONS:
-        raise ConfigError(
-            f"--eviction is {memory.eviction!r}; it must be one of {', '.join(EVICTIONS)}",
-            field="--eviction",
-        )
+    _one_of("--eviction", memory.eviction, EVICTIONS)
     _share("--adapter-share", memory.adapter_share)
     _share("--tenant-share", memory.tenant_share)
     if memory.eviction == "split" and memory.adapter_share == 1:
@@ -213,11 +201,7 @@ def _check_memory(memory: MemoryConfig, device: str) -> None:
 
 def _check_cold(cold: ColdConfig, memory: MemoryConfig) -> None:
     """What can be said before the machine is looked at (cold_choice.py says the rest)."""
-    if cold.cold_start not in COLD_STARTS:
-        raise ConfigError(
-            f"--cold-start is {cold.cold_start!r}; it must be one of {', '.join(COLD_STARTS)}",
-            field="--cold-start",
-        )
+    _one_of("--cold-start", cold.cold_start, COLD_STARTS)
     _between("--helpers", cold.num_helpers, -1, MAX_HELPERS)
     if cold.cold_start == "assist" and cold.num_helpers == 0:
         raise ConfigError(
@@ -266,6 +250,13 @@ def _check_access(service: ServiceConfig) -> None:
 def token_of_environment() -> str:
     """What client commands show a server when they are given no file; empty: nothing."""
     return os.environ.get(TOKEN_VARIABLE, "").strip()
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"{flag} is {value!r}; it must be one of {', '.join(allowed)}", field=flag
+        )
 
 
 def _at_least(flag: str, value: float, limit: float) -> None:

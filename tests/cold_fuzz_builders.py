@@ -164,14 +164,7 @@ class FuzzBoard(LandedBoard):
 class ColdEpisode(Episode):
     """`ways` follow the seed."""
 
-    def _make_link(self) -> PacedLink:
-        return ColdLink(
-            self._host_tier,
-            self._runner.pool_PE,
-            random.Random(self.seed + 1),
-            max_polls=self.setting.max_polls,
-            fail_share=self.setting.fail_share,
-        )
+    link_class = ColdLink
 
     def _make_engine(
         self, overlaps: bool, cold: ColdParts = NEVER_COLD, facts: ColdFacts | None = None
