@@ -1,6 +1,6 @@
 """What lets requests start before their adapter is in the pool: helpers, prices, what is foretold.
 
-Owns the order in which these are made, and the prices' renewal. Does not choose ways (by flags:
+Owns the order in which these are made. Does not choose ways (by flags:
 cold_choice.py; for a request: scheduling/cold_start.py) and computes nothing. Called by
 engine_process.py, between the link and the rooms of memory.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..adapters.host_tier import HostTier
-from ..adapters.key import AdapterCard
 from .clock import MonotonicClock
 from .cold_choice import ColdChoice
+from .cold_prices import CallsShare, HelpNow, NewestPrices
 from .engine_parts import ColdParts
 from .errors import ConfigError
 from .execution.cold_start.board import LandedBoard
@@ -28,10 +28,8 @@ from .execution.cold_start.speed import calibrate
 from .execution.runner import Runner
 from .memory.cold import ColdFacts
 from .scheduling.cost_model import CostModel
-from .scheduling.starts import HelpCosts, StartPrices, Way
-from .stats import HelpersView
+from .scheduling.starts import HelpCosts, Way
 
-RENEW_EVERY = 16  # plans: the model learns a step at a time
 START_PATIENCE_S = 20.0  # helpers import torch
 
 _log = logging.getLogger(__name__)
@@ -68,50 +66,25 @@ def join_cold(
         for site in runner.info().image_spec.sites
         if site.layer >= num_layers
     }
-    prices = NewestPrices(choice.ways, model, help_costs=costs, num_layers=num_layers)
-    facts = ColdFacts(model=model, in_host=host_tier.contains, can_help=HelpNow(helpers, heads))
+    prices = NewestPrices(
+        choice.ways, model, help_costs=costs, num_layers=num_layers, helpers=helpers
+    )
+    facts = ColdFacts(
+        model=model,
+        in_host=host_tier.contains,
+        can_help=HelpNow(helpers, heads),
+        calls_share=CallsShare(runner.info().image_spec.sites, runner.input_groups),
+    )
     cores = choice.cores.others if helpers else ()
-    parts = ColdParts(runner.attach_cold, prices, helpers, why=choice.why, cores=cores)
+    parts = ColdParts(
+        runner.attach_cold,
+        prices,
+        helped=prices.helped,
+        helpers=helpers,
+        why=choice.why,
+        cores=cores,
+    )
     return ColdRooms(parts, facts)
-
-
-class HelpNow:
-    """Whether helpers may be asked for an adapter, as it is now. While none is up nobody is: a step
-    that was to be assisted would stand still, with everyone in it, for a load that had just begun.
-    """
-
-    def __init__(self, helpers: HelpersView | None, heads: Collection[str]) -> None:
-        self._helpers, self._heads = helpers, frozenset(heads)
-
-    def __call__(self, card: AdapterCard) -> bool:
-        if self._helpers is None or not self._heads.isdisjoint(card.target_modules):
-            return False
-        return self._helpers.stats().num_up > 0
-
-
-class NewestPrices:
-    """A cost model is asked for now and then, not for each plan."""
-
-    def __init__(
-        self,
-        ways: frozenset[Way],
-        model: Callable[[], CostModel],
-        *,
-        help_costs: HelpCosts,
-        num_layers: int,
-    ) -> None:
-        self._ways, self._model = ways, model
-        self._help, self._num_layers = help_costs, num_layers
-        self._num_asked, self._prices = 0, self._newest()
-
-    def __call__(self) -> StartPrices:
-        self._num_asked += 1
-        if self._num_asked % RENEW_EVERY == 0:
-            self._prices = self._newest()
-        return self._prices
-
-    def _newest(self) -> StartPrices:
-        return StartPrices(self._ways, self._model(), self._help, self._num_layers)
 
 
 def _start_helpers(

@@ -62,6 +62,10 @@ def _always_wait() -> StartPrices:
     return NO_PRICES
 
 
+def _nobody_helped(longer_s: float) -> None:
+    del longer_s
+
+
 @dataclass(frozen=True, slots=True)
 class ColdParts:
     """What lets requests start while their adapter is on its way; as it stands, nothing does."""
@@ -74,6 +78,8 @@ class ColdParts:
     why: str = ""  # these ways: one line, for people
     # That the step's threads keep to, so that helpers have theirs alone; empty: any.
     cores: tuple[int, ...] = ()
+    # A step with hand-overs was over so many seconds later than it would have been without.
+    helped: Callable[[float], None] = _nobody_helped
 
 
 NEVER_COLD = ColdParts()

@@ -108,9 +108,9 @@ def is_void(board: LandedBoard, slot: int) -> bool:
 
 def await_idle(link: PoolLink) -> None:
     """Until every thread of its that was woken has looked, and waits again."""
-    waiters: Any = link._changed
+    conditions: list[Any] = [link._to_read, link._to_cross]
     for _ in range(10_000_000):
-        if len(waiters._waiters) == len(link._threads):
+        if sum(len(one._waiters) for one in conditions) == len(link._threads):
             return
         os.sched_yield()
     raise AssertionError("a thread of the link neither waits nor ends")

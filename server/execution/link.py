@@ -95,7 +95,10 @@ class PoolLink:
         self._source, self._pool_PE, self._wake = source, pool_PE, wake
         self._board = board
         self._clock, self._close_timeout_s = clock or MonotonicClock(), close_timeout_s
-        self._changed = threading.Condition()
+        # One lock, and whoever sleeps is woken for what concerns him alone: a thread that looks for
+        # work and finds none has stopped the engine's all the same.
+        self._lock = threading.RLock()
+        self._to_read, self._to_cross = (threading.Condition(self._lock) for _ in range(2))
         self._queue = LoadQueue(max_hints=max(1, num_readers - 1))
         self._events: deque[LinkEvent] = deque()
         self._is_closed = False
@@ -115,7 +118,12 @@ class PoolLink:
                 raise ValueError(f"a link of {bytes_per_s} bytes/s is emulated on a CPU alone")
             _log.warning("the link is emulated: %.4g bytes/s", bytes_per_s)
             return EmulatedWire(
-                self._pool_PE, bytes_per_s, clock=self._clock, changed=self._changed, wait=wait
+                self._pool_PE,
+                bytes_per_s,
+                by_layer=self._board is not None,
+                clock=self._clock,
+                changed=self._to_cross,
+                wait=wait,
             )
         return DeviceWire(self._pool_PE) if self._pool_PE.is_cuda else HostWire(self._pool_PE)
 
@@ -130,7 +138,7 @@ class PoolLink:
         if self._pool_PE.is_cuda:
             load.freed = torch.cuda.Event()
             load.freed.record(torch.cuda.current_stream(self._pool_PE.device))
-        with self._changed:
+        with self._lock:
             # In one with the queue's: a read that ends in between is found here, or joined there.
             load.image = self._source.hold(order.card.key)
             if load.image is not None:
@@ -146,14 +154,16 @@ class PoolLink:
             self._queue.add(load)
             opened = self._open(load)
             self._show_read(load)
-            self._changed.notify_all()
+            self._to_cross.notify_all()
+            if not load.is_read:
+                self._to_read.notify_all()
         return opened
 
     def cancel(self, load_id: int) -> None:
         """Never blocks. One that crosses goes on to the end of its layer; on a GPU, to its end."""
-        with self._changed:
+        with self._lock:
             load = self._queue.cancel(load_id)
-            self._changed.notify_all()
+            self._wake_all()
         if load is not None:
             self._end(load, _given_up(load))
 
@@ -161,9 +171,9 @@ class PoolLink:
         """Read ahead, as long as that costs no room that an earlier one of them has."""
         # The last first: of those that are here, whoever is needed last goes first.
         here = {card.key for card in reversed(cards) if self._source.touch(card.key)}
-        with self._changed:
+        with self._lock:
             self._queue.want(cards, here)
-            self._changed.notify_all()
+            self._to_read.notify_all()
 
     def poll(self) -> list[LinkEvent]:
         """Events since the last call, in their order; never blocks."""
@@ -176,8 +186,8 @@ class PoolLink:
         """Of an `Opened`, by whoever heard it."""
         self._source.let_go(image)
         if image.is_loose:
-            with self._changed:
-                self._changed.notify_all()
+            with self._lock:
+                self._to_read.notify_all()
 
     def close(self) -> None:
         """Give up what is under way, at the next layer, and end the threads.
@@ -185,10 +195,10 @@ class PoolLink:
         A thread that hangs in a read is left behind: it is a daemon, and should the read end
         after all, it finds the link closed; no page is touched.
         """
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             loads = self._queue.clear()
-            self._changed.notify_all()
+            self._wake_all()
         for load in loads:
             self._end(load, _given_up(load))
         for thread in self._threads:
@@ -204,7 +214,7 @@ class PoolLink:
 
     def _read_images(self) -> None:
         _compute_alone()
-        while (read := self._next(self._queue.next_read)) is not None:
+        while (read := self._next(self._queue.next_read, self._to_read)) is not None:
             told = partial(self._read_on, read, self._clock.now_s())
             try:
                 image = self._read(read, told)
@@ -222,7 +232,7 @@ class PoolLink:
     def _read_on(self, read: Read, began_s: float, image: HeldImage, num_layers: int) -> None:
         """So many layers are in host memory; of 0 it is known where they will be."""
         now_s, opened = self._clock.now_s(), list[Opened]()
-        with self._changed:
+        with self._lock:
             loads = self._queue.advance(read, image, num_layers, now_s=now_s)
             for load in loads:
                 if load.image is None:
@@ -235,30 +245,30 @@ class PoolLink:
                     load.read_end_s, load.disk_s = now_s, now_s - began_s
             self._events.extend(opened)  # before anything of it can land
             if loads:
-                self._changed.notify_all()
+                self._to_cross.notify_all()
         if opened:
             self._wake()
 
     def _fail_all(self, read: Read, error: Exception) -> None:
         """Of a read ahead it is nobody: should the adapter be ordered, that will tell."""
-        with self._changed:
+        with self._lock:
             loads = self._queue.fail_read(read, error)
-            self._changed.notify_all()
+            self._wake_all()
         for load in loads:
             self._end(load, LoadFailed(load.order.load_id, _as_adapter_error(load.order, error)))
 
     def _hand_over(self, read: Read, image: HeldImage | None, told: Told) -> None:
         if image is not None:
             told(image, len(image.layout.landed_pages))  # it was here already: nobody has heard yet
-        with self._changed:
+        with self._lock:
             loads = self._queue.take_read(read)
             if image is None:
                 self._queue.put_back(loads)
-                self._changed.notify_all()
+                self._wake_all()
                 return
             # What lies outside the tier is bounded by the number of readers.
             while image.is_loose and image.num_holders > 1 and not self._is_closed:
-                self._changed.wait()
+                self._to_read.wait()
         self._source.let_go(image)
 
     def _open(self, load: Load) -> Opened | None:
@@ -281,7 +291,7 @@ class PoolLink:
 
     def _cross_loads(self) -> None:
         _compute_alone()
-        while (load := self._next(self._queue.next_crossing)) is not None:
+        while (load := self._next(self._queue.next_crossing, self._to_cross)) is not None:
             event = self._cross(load)
             if event is not None:
                 self._end(load, event)
@@ -300,7 +310,7 @@ class PoolLink:
         now_s = self._clock.now_s()
         load.wire_s += now_s - max(load.ready_s, self._wire_free_s)
         self._wire_free_s = now_s
-        with self._changed:
+        with self._lock:
             self._queue.crossed(load, end_layer)
             if event is None and end_layer == load.num_layers:
                 event = _loaded(load, now_s)
@@ -308,7 +318,7 @@ class PoolLink:
                 event = _given_up(load)
             if event is not None:
                 self._queue.end(load)
-            self._changed.notify_all()
+            self._wake_all()
         return event
 
     def _landed(self, load: Load, layer: int) -> None:
@@ -324,15 +334,19 @@ class PoolLink:
             self.let_go(load.image)
         self._tell(event)
 
-    def _next(self, take: Callable[[], _Job | None]) -> _Job | None:
+    def _next(self, take: Callable[[], _Job | None], come: threading.Condition) -> _Job | None:
         """Waits for one; None: the link is closed."""
-        with self._changed:
+        with self._lock:
             while not self._is_closed:
                 job = take()
                 if job is not None:
                     return job
-                self._changed.wait()
+                come.wait()
             return None
+
+    def _wake_all(self) -> None:
+        self._to_read.notify_all()
+        self._to_cross.notify_all()
 
     def _tell(self, event: LinkEvent) -> None:
         if not self._is_closed:

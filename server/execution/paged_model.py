@@ -77,7 +77,8 @@ class PagedModel:
         # A CPU's path lays all of an adapter out at its first product; of one that is on its way
         # there is only what has landed.
         self._cold_lora = self._lora if kernels == "triton" else lora.choose_backend("dense")
-        self._cold = ColdSlots([site.layer for site in loaded.image_spec.sites])
+        layer_of = [site.layer for site in loaded.image_spec.sites]
+        self._cold = ColdSlots(layer_of, loaded.siblings)
 
     def attach(self, slot: int, layout: ImageLayout, pages: Sequence[int]) -> None:
         """Let `slot` mean the image that lies in `pages`, in the order of the image's pages.

@@ -95,7 +95,7 @@ class Runner:
         """Sites that are given one input between them: a hand-over each, in a step of one adapter
         that is assisted in every layer.
         """
-        return input_groups(self._loaded.model)
+        return input_groups(self._loaded.model, self._loaded.siblings)
 
     @property
     def num_hand_overs(self) -> int:

@@ -129,14 +129,18 @@ def merge_siblings(
     return num_packed
 
 
-def input_groups(model: PreTrainedModel) -> tuple[tuple[int, ...], ...]:
-    """The sites that one forward computes from each of its inputs, the head's aside: merged
-    siblings have one between them. In the order of their first sites.
+def input_groups(
+    model: PreTrainedModel, siblings: Sequence[Sequence[int]] = ()
+) -> tuple[tuple[int, ...], ...]:
+    """The sites that one forward computes from each of its inputs, the head's aside: merged or not,
+    `siblings` have one between them. In the order of their first sites.
     """
-    groups: dict[nn.Module | Siblings, list[int]] = {}
+    first_of = {site: group[0] for group in siblings for site in group}
+    groups: dict[int | Siblings, list[int]] = {}
     for site, module in sorted(find_sites(model).items()):
         if not module.at_head:
-            key = module.siblings if isinstance(module, Sibling) else module
+            is_merged = isinstance(module, Sibling)
+            key = module.siblings if is_merged else first_of.get(site, site)
             groups.setdefault(key, []).append(site)
     return tuple(map(tuple, groups.values()))
 

@@ -105,19 +105,23 @@ class DeviceWire:
 
 
 class EmulatedWire:
-    """To a pool in host memory, as if over a link of `bytes_per_s`: bytes of all images queue."""
+    """To a pool in host memory, as if over a link of `bytes_per_s`: bytes of all images queue.
+    `by_layer`: a layer lands in its time; else all that is in host memory lands with its last.
+    """
 
     def __init__(
         self,
         pool_PE: Tensor,
         bytes_per_s: float,
         *,
+        by_layer: bool = True,
         clock: Clock,
         changed: threading.Condition,  # told when a load is given up
         wait: TimedWait,
     ) -> None:
         self._pool_PE, self._bytes_per_s = pool_PE, bytes_per_s
         self._page_bytes = pool_PE.shape[1] * pool_PE.element_size()
+        self._by_layer = by_layer
         self._clock, self._changed, self._wait = clock, changed, wait
         self._free_s = 0.0  # instant at which the last image was across, or given up
 
@@ -125,7 +129,11 @@ class EmulatedWire:
         self._pool_PE[list(pages)] = torch.nan
 
     def carry(self, load: Load, end_layer: int, landed: Callable[[int], None]) -> bool:
-        for layer, first, end in groups_of(load, end_layer):
+        groups = list(groups_of(load, end_layer))
+        if groups and not self._by_layer:
+            # Each landing wakes this thread, and whoever computes stops for it.
+            groups = [(groups[-1][0], groups[0][1], groups[-1][2])]
+        for layer, first, end in groups:
             # By the books, not by when this thread came to it: delays of its own do not add up.
             start_s = max(self._free_s, load.ready_s)
             due_s = start_s + (end - first) * self._page_bytes / self._bytes_per_s

@@ -29,6 +29,11 @@ def _nobody(card: AdapterCard) -> bool:
     return False
 
 
+def _all_calls(card: AdapterCard) -> float:
+    del card
+    return 1.0
+
+
 def _no_model() -> CostModel:
     return NO_MODEL
 
@@ -41,6 +46,8 @@ class ColdFacts:
     in_host: Callable[[AdapterKey], bool] = _nowhere  # the whole image is in host memory
     # Helpers may compute this adapter as soon as it is open: it changes no head, and one is up now.
     can_help: Callable[[AdapterCard], bool] = _nobody
+    # Of the hand-overs that a step can have, those that this adapter needs.
+    calls_share: Callable[[AdapterCard], float] = _all_calls
     num_readers: int = 2  # of the link
 
 
@@ -121,4 +128,5 @@ class ColdLoads:
             held_s=foretold.held_s,
             is_open=is_open,
             can_help=can_help,
+            calls_share=self._facts.calls_share(entry.card) if can_help else 1.0,
         )

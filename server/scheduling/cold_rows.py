@@ -8,17 +8,15 @@ no budgets. Made by draft.py where some other way than waiting is allowed; used 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from .cold_start import Prompt, choose_start
+from .crowd import Chunk, Crowd
 from .facts import Row
 from .records import PlannedRun, PlannedStart, PoolView, StepLimits
 from .starts import OnItsWay, Start, Way
 from .state import SchedulerState
-from .step_work import measure_work
 
 # Of a row's bound per token: so often it has one while its load is long and others run, who are
 # held up by every helped step.
@@ -44,8 +42,8 @@ class ColdRows:
     ) -> None:
         self._state, self._view, self._now_s = state, view, now_s
         self._chunk_tokens = limits.max_step_tokens
+        self._crowd = Crowd(view.prices, limits.max_step_tokens)
         self._coming: dict[int, OnItsWay] = {}  # by adapter_id
-        self._turn_s = 0.0  # duration of this step without newcomers
         self._queued_s = 0.0  # what the loads of this plan will take of the link
         self._ways: dict[int, Way] = {}  # by adapter_id
         self._places_left = max(int(SHARE * limits.max_running), 1)
@@ -55,27 +53,40 @@ class ColdRows:
 
     # Those who wait
 
-    def meet(self, runs: Collection[PlannedRun]) -> None:
-        """Those who run in this plan, before anyone is let in: newcomers begin beside them."""
-        if not runs:
-            return
-        rows, starts, counts, _ = np.array(list(runs), np.int64).T
-        adapter_ids, adapter_bytes = self._state.adapter_id[rows], self._state.adapter_bytes[rows]
-        work = measure_work(starts, counts, adapter_ids, adapter_bytes)
-        self._turn_s = self._view.prices.steps.step_s(work)
+    def meet(self, facts: Iterable[Row], runs: Mapping[int, PlannedRun]) -> None:
+        """Those who run, before anyone is let in: newcomers begin beside and behind them. `runs`:
+        what this plan has of them.
+        """
+        for fact in facts:
+            run = runs.get(fact.row)
+            self._join(fact, run.num_tokens if run else 0)
+
+    def enter(self, fact: Row, num_tokens: int) -> None:
+        """A newcomer is in this step, on so many tokens."""
+        self._join(fact, num_tokens)
+
+    def _join(self, fact: Row, num_tokens: int) -> None:
+        num_left = fact.num_known - fact.start - num_tokens
+        num_bytes = int(self._state.adapter_bytes[fact.row])
+        is_helped = num_tokens > 0 and self._ways.get(fact.adapter_id) is Way.ASSIST
+        calls_share = self._coming[fact.adapter_id].calls_share if is_helped else 0.0
+        self._crowd.take(Chunk(fact.start, num_tokens, num_left, num_bytes, calls_share))
 
     @property
     def is_full(self) -> bool:
         """One more would leave too few places to those whose adapter is in the pool."""
         return self._places_left <= 0
 
-    def choose(self, fact: Row) -> Start:
-        """For a newcomer behind what it finds cached, whose adapter is not in the pool."""
+    def choose(self, fact: Row, num_tokens: int) -> Start:
+        """For a newcomer behind what it finds cached, whose adapter is not in the pool; this step
+        has so many tokens left.
+        """
         num_bytes = int(self._state.adapter_bytes[fact.row])
         prompt = Prompt(fact.start, fact.num_known, self._chunk_tokens, num_bytes)
         coming = self._of(fact.adapter_id, num_bytes)
         prices = self._view.prices
-        return choose_start(prompt, coming, prices, self._now_s, turn_s=self._turn_s)
+        beside = self._crowd.beside(num_tokens)
+        return choose_start(prompt, coming, prices, self._now_s, beside=beside)
 
     def may_begin(self, fact: Row, start: Start) -> bool:
         """Whether the row could be in this step, room aside."""
@@ -88,7 +99,8 @@ class ColdRows:
         self._go(fact.adapter_id, start.way)
 
     def wait(self, fact: Row, start: Start) -> None:
-        """It is not in this step; chosen anew in the next one."""
+        """It is not in this step; chosen anew in the next one. Who follows stands behind it."""
+        self._join(fact, 0)
         self.starts.append(PlannedStart(fact.row, start))
         # Of one that is not open yet the link will tell.
         if start.way > Way.WAIT and self._coming[fact.adapter_id].is_open:

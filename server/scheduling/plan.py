@@ -157,7 +157,7 @@ def _admit_waiting(draft: PlanDraft, barrier: int | None) -> None:
     newcomers = gather(state, draft.line.rows[sorted(ready + cold)])
     not_here = set(cold)
     if draft.cold is not None and not_here:
-        draft.cold.meet(draft.runs.values())
+        draft.cold.meet(draft.facts.values(), draft.runs)
     for position, newcomer in zip(sorted(ready + cold), newcomers.values(), strict=True):
         fact, num_idle = draft.behind_hits(newcomer)
         start = _choose_start(draft, fact) if position in not_here else None
@@ -174,7 +174,10 @@ def _admit_waiting(draft: PlanDraft, barrier: int | None) -> None:
         if start is not None:
             _begin_cold(draft, fact, start, position)
         draft.enter(fact, num_idle)
-        draft.run(fact.row, draft.most_tokens(fact.row), position)
+        num_tokens = draft.most_tokens(fact.row)
+        draft.run(fact.row, num_tokens, position)
+        if draft.cold is not None:
+            draft.cold.enter(fact, num_tokens)
         running.append(request)
         reserve += draft.promised_pages(fact.row)
 
@@ -183,7 +186,7 @@ def _choose_start(draft: PlanDraft, fact: Row) -> Start | None:
     """How a row begins whose adapter is not in the pool; None: not in this step."""
     if draft.cold is None or draft.cold.is_full or draft.is_full:
         return None
-    start = draft.cold.choose(fact)
+    start = draft.cold.choose(fact, draft.tokens_left)
     if draft.cold.may_begin(fact, start):
         return start
     draft.cold.wait(fact, start)

@@ -91,7 +91,7 @@ class StepLimits:
     max_running: int  # requests that hold pages
     max_step_tokens: int  # prompt and decode tokens together
     max_bypass_s: float = 5.0  # how long newcomers may pass a request that does not fit
-    max_loads: int = 2  # adapters on their way at once
+    max_loads: int = 8  # adapters on their way at once: the link must not rest during a long step
     # Places of prompts whose logits one step computes, for requests that want them told; beside
     # them there is one place for each running request.
     max_prompt_logits: int = MAX_PROMPT_LOGITS

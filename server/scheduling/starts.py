@@ -7,6 +7,7 @@ whoever has the cost model. Instants are `now_s` of the engine's clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -35,6 +36,7 @@ class OnItsWay:
     held_s: float  # instant, foretold: the whole image is in host memory; the past: it is
     is_open: bool  # its layout and its cells in host memory are known: a step may use it
     can_help: bool  # helpers may compute it: in the slab, not at the head, and none has failed it
+    calls_share: float = 1.0  # of the hand-overs that a step can have, those it needs
 
 
 class ColdView(Protocol):
@@ -61,9 +63,18 @@ NO_COLD_VIEW = NoColdView()
 class HelpCosts:
     """What helpers take, by their calibration; all of them together, sharing a prompt's tokens."""
 
-    call_s: float = 0.0  # one hand-over, there and back, whatever is in it
+    call_s: float = 0.0  # one hand-over, beyond what is computed meanwhile
     token_byte_s: float = 0.0  # seconds for one token and one byte of the adapter's weights
-    num_calls: int = 0  # hand-overs of one step: groups of sites that share an input, in all layers
+    num_calls: int = 0  # of one step, at most: groups of sites that share an input, in all layers
+
+    @property
+    def calls_s(self) -> float:
+        """Of the rows of one adapter that changes every site, in one step."""
+        return self.num_calls * self.call_s
+
+    def compute_s(self, token_bytes: int) -> float:
+        """`token_bytes`: tokens times their adapter's bytes, summed up."""
+        return self.token_byte_s * token_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,7 @@ class StartPrices:
     steps: CostModel = NO_MODEL
     help: HelpCosts = field(default_factory=HelpCosts)
     num_layers: int = 1
+    slack_s: float = math.inf  # that helpers may hold up others by now
 
 
 @dataclass(frozen=True, slots=True)

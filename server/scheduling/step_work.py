@@ -8,6 +8,7 @@ over its modules, so one number stands for all its ranks (CaraServe's sum of ran
 
 from __future__ import annotations
 
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -62,3 +63,19 @@ def measure_work(
         adapter_bytes=int(adapter_bytes[with_lora][firsts].sum()),
         lora_token_bytes=int((counts * adapter_bytes).sum()),
     )
+
+
+def row_work(start: int, num_tokens: int, adapter_bytes: int) -> StepWork:
+    """One row's part of a step, without the step itself; its adapter (0 bytes: the base) counts as
+    if no other row had it.
+    """
+    num_adapters = int(adapter_bytes > 0)
+    lora = (num_adapters, adapter_bytes, num_tokens * adapter_bytes)
+    if num_tokens == 1:
+        return StepWork(0, 0, 0, 0, 1, start + 1, *lora)
+    pairs = num_tokens * start + num_tokens * (num_tokens + 1) // 2
+    return StepWork(0, 1, num_tokens, pairs, 0, 0, *lora)
+
+
+def add_work(work: StepWork, other: StepWork) -> StepWork:
+    return StepWork._make(map(add, work, other))

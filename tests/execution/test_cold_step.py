@@ -131,14 +131,17 @@ def test_layers_may_land_in_any_order(
     assert num_helped > 50, "the helpers were hardly asked"
 
 
-def test_helpers_may_compute_every_layer() -> None:
+@pytest.mark.parametrize("prepare", [prepare_model, merged], ids=["apart", "merged"])
+def test_helpers_may_compute_every_layer(
+    prepare: Callable[[PreTrainedModel], LoadedModel],
+) -> None:
     """An assisted start would wait for layers that the wire has not brought; and one hand-over for
-    each input is what its price is reckoned with."""
+    each input, be its sites merged or not, is what its price is reckoned with."""
     model = three_layers()
     fleet = fleet_of(model)[2:3]
     expected, ours = asks_of([0, 0, -1]), asks_of([0, 0, -1])
-    serve(warm_bench(model, fleet, prepare=merged), expected)
-    cold = make_cold_bench(model, prepare=merged)
+    serve(warm_bench(model, fleet, prepare=prepare), expected)
+    cold = make_cold_bench(model, prepare=prepare)
     cargo = cold.put_cold(0, fleet[0], ASSIST)
     cargo.read(cargo.num_layers)
     cold.serve(ours)
@@ -245,7 +248,10 @@ def test_a_slot_that_leaves_is_closed_first() -> None:
     adapter = fleet_of(model)[2]
     cold = make_cold_bench(model)
     for _ in range(2):
-        cold.put_cold(0, adapter)
+        cargo = cold.put_cold(0, adapter, ASSIST)
+        assert not cold.handover.images, "helpers were told of a load that nobody asks them for"
+        cargo.read(cargo.num_layers)
+        cold.serve([Ask(make_prompt(9), slot=0, num_new=1)])
         assert list(cold.handover.images) == [0]
         cold.runner.detach(0)
         assert not cold.handover.images

@@ -161,7 +161,6 @@ def test_who_cannot_be_helped_holds_up_nobody(is_loose: bool) -> None:
     cold = make_cold_bench(model)
     cold.bench.put_adapter(0, random_peft(model, rank=5, seed=1))
     cargo = cold.put_cold(1, random_peft(model, rank=9, seed=2), ASSIST, is_loose=is_loose)
-    assert bool(cold.handover.images) == (not is_loose)
     cargo.read(cargo.num_layers)
     cargo.land(1)
     waits: list[int] = []

@@ -64,20 +64,20 @@ def test_layers_land_in_order_and_only_in_their_pages() -> None:
 
 
 def test_a_layer_is_announced_when_its_pages_are_there() -> None:
-    """An event that runs ahead of its bytes would let a prefill read NaN."""
-    image, pool_PE = make_image(), torch.full((5, 64), torch.nan)
+    """An announcement that runs ahead of its bytes would let a prefill read NaN."""
+    image, pool_PE, waiter = make_image(), torch.full((5, 64), torch.nan), Waiter()
     landed: list[int] = []
-    looked = threading.Semaphore(0)
 
-    def look() -> None:
-        landed.append(int((~pool_PE.isnan()).all(dim=1).sum()))
-        looked.release()
+    class Looking(LandedBoard):
+        def land(self, slot: int, load_id: int, num_layers: int) -> None:
+            landed.append(int((~pool_PE.isnan()).all(dim=1).sum()))
+            super().land(slot, load_id, num_layers)
 
-    link = PoolLink(Source(lambda card: image), pool_PE, look)
+    link = PoolLink(Source(lambda card: image), pool_PE, waiter.wake, board=Looking())
     link.start(make_order(1, PAGES))
-    assert all(looked.acquire(timeout=WITHIN_S) for _ in range(4))
+    waiter.collect(link, 1)
     link.close()
-    assert landed == [3, 4, 5, 5]
+    assert landed == [3, 4, 5]
 
 
 def narrow() -> HeldImage:
@@ -245,8 +245,8 @@ def test_close_gives_up_what_is_under_way() -> None:
     gate.await_reads(1)
     closer = threading.Thread(target=link.close)
     closer.start()
-    with link._changed:
-        assert link._changed.wait_for(lambda: link._is_closed, WITHIN_S)
+    with link._lock:
+        assert link._to_read.wait_for(lambda: link._is_closed, WITHIN_S)
     gate.let("a")
     closer.join(WITHIN_S)
     assert not closer.is_alive()

@@ -9,12 +9,14 @@ import torch
 
 from lorry.adapters.host_tier import HeldImage
 from lorry.adapters.key import AdapterCard
+from lorry.server.execution.cold_start.board import LandedBoard
 from lorry.server.execution.link import ImageSource, PoolLink
 from lorry.server.memory.link_records import (
     LayerLanded,
     LoadCancelled,
     Loaded,
     LoadFailed,
+    Opened,
 )
 from lorry.tests.link_builders import (
     PAGES,
@@ -32,12 +34,17 @@ RATE = 8.0 * 64 * 4  # bytes a second: a page of these images is 1/8 s
 
 
 def make_link(
-    source: ImageSource, pool_PE: torch.Tensor, time: ManualTime, waiter: Waiter
+    source: ImageSource,
+    pool_PE: torch.Tensor,
+    time: ManualTime,
+    waiter: Waiter,
+    board: LandedBoard | None = None,
 ) -> PoolLink:
     return PoolLink(
         source,
         pool_PE,
         waiter.wake,
+        board=board,
         num_readers=1,
         bytes_per_s=RATE,
         clock=time,
@@ -109,14 +116,31 @@ def test_a_cancelled_load_writes_nothing_more(stage: str) -> None:
     assert all(image.num_holders == 0 for image in source.here.values())
 
 
-def test_the_emulated_link_takes_its_time_and_hides_what_has_not_landed() -> None:
-    """A load must be there when a link of that bandwidth would have brought it, not before."""
-    time, waiter, pool_PE = ManualTime(), Waiter(), torch.zeros(10, 64)
+def test_where_nobody_looks_at_layers_a_load_lands_once() -> None:
+    """Each landing stops whoever computes, to tell nobody anything."""
+    time, waiter, pool_PE = ManualTime(), Waiter(), torch.zeros(5, 64)
     image = make_image()
     link = make_link(Source(lambda card: image), pool_PE, time, waiter)
     link.start(make_order(1, PAGES))
     time.await_sleeper()
+    time.advance(0.5)
+    time.await_sleeper()
+    assert pool_PE.isnan().all() and link.poll() == []
+    time.advance(0.125)
+    assert names_of(waiter.collect(link, 1)) == [(1, "Loaded")]
+    assert torch.equal(pool_PE, image.pages)
+    link.close()
+
+
+def test_the_emulated_link_takes_its_time_and_hides_what_has_not_landed() -> None:
+    """A load must be there when a link of that bandwidth would have brought it, not before."""
+    time, waiter, pool_PE = ManualTime(), Waiter(), torch.zeros(10, 64)
+    image = make_image()
+    link = make_link(Source(lambda card: image), pool_PE, time, waiter, LandedBoard())
+    link.start(make_order(1, PAGES))
+    time.await_sleeper()
     assert pool_PE[:5].isnan().all()
+    assert [type(event) for event in link.poll()] == [Opened]
     time.advance(0.25)
     time.await_sleeper()  # woken too early, it sleeps on
     assert pool_PE[:5].isnan().all() and link.poll() == []

@@ -146,6 +146,20 @@ def test_each_load_of_a_plan_stands_behind_those_before_it():
     assert foretold == pytest.approx([2.4, 4.4, 6.4])
 
 
+def test_those_of_a_burst_are_judged_together():
+    """One helper would be asked for all of them, and the device wait for it."""
+    slow = HelpCosts(call_s=0.0, token_byte_s=1e-3, num_calls=4)  # as fast as the device
+    requests = [ask(number, adapter_id=number) for number in range(4)]
+    view = cold_view(num_pages=200, num_free_slots=8)
+    prices = replace(view.prices, help=slow, slack_s=0.5)
+    plan = plan_step(make_state(*requests), replace(view, prices=prices), make_limits(), 0.0)
+    assert [run.row for run in plan.runs] == [0, 1, 2, 3]
+    tight = replace(view, prices=replace(prices, help=replace(slow, token_byte_s=2e-3)))
+    plan = plan_step(make_state(*requests), tight, make_limits(), 0.0)
+    # Alone it may wait for its helpers; beside it another would have both wait for 0.8 s.
+    assert [run.row for run in plan.runs] == [0]
+
+
 def test_a_row_that_finds_no_room_beside_its_adapter_does_not_begin():
     """Pages for the adapter alone, or for the prompt alone, are not enough."""
     state = make_state(ask(num_prompt=12))

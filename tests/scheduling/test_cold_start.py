@@ -1,10 +1,18 @@
 """The choice of a way: what is foretold, and that waiting is never the better one."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorry.server.scheduling.cold_start import MAX_STALL, MIN_GAIN_S, Prompt, choose_start
+from lorry.server.scheduling.cold_start import (
+    MAX_STALL,
+    MIN_GAIN_S,
+    Beside,
+    Prompt,
+    choose_start,
+)
 from lorry.server.scheduling.cost_model import NO_MODEL
 from lorry.server.scheduling.starts import HelpCosts, OnItsWay, StartPrices, Way
 from lorry.tests.cold_life_builders import AUTO, make_model
@@ -30,6 +38,11 @@ def coming(
 
 def choose(on_its_way: OnItsWay, prices: StartPrices | None = None, prompt=PROMPT, **kwargs):
     return choose_start(prompt, on_its_way, prices or make_prices(), NOW_S, **kwargs)
+
+
+def beside(turn_s: float, **kwargs: float) -> Beside:
+    """Others who decode, step after step."""
+    return Beside(turn_s=turn_s, later_s=turn_s, **kwargs)
 
 
 def test_waiting_takes_the_load_and_the_prompt():
@@ -121,12 +134,15 @@ def test_helpers_may_not_hold_up_those_who_decode():
     """One request's first token would be paid for by everyone else's next one."""
     slow = HelpCosts(call_s=0.0, token_byte_s=1.5e-5, num_calls=10)  # half as long again
     assert choose(coming(3.0), make_prices(helpers=slow)).way is Way.ASSIST
-    assert choose(coming(3.0), make_prices(helpers=slow), turn_s=0.01).way is Way.STREAM
+    for slack_s, way in ((0.4, Way.STREAM), (0.6, Way.ASSIST)):
+        prices = replace(make_prices(helpers=slow), slack_s=slack_s)
+        assert choose(coming(3.0), prices, beside=beside(0.01)).way is way
+    assert choose(coming(3.0), replace(prices, slack_s=-1.0)).way is Way.ASSIST, "it is alone"
     forced = make_prices({Way.ASSIST}, helpers=slow)
-    assert choose(coming(3.0), forced, turn_s=0.01).way is Way.ASSIST
-    assert choose(coming(3.0), turn_s=0.01).way is Way.ASSIST, "fast ones may"
-    long = make_prices(helpers=slow)
-    assert choose(coming(9.0), long, turn_s=4.0).way is Way.ASSIST, (
+    assert choose(coming(3.0), forced, beside=beside(0.01)).way is Way.ASSIST
+    assert choose(coming(3.0), beside=beside(0.01)).way is Way.ASSIST, "fast ones may"
+    long = replace(make_prices(helpers=slow), slack_s=0.0)
+    assert choose(coming(9.0), long, beside=beside(4.0)).way is Way.ASSIST, (
         "beside a long step it is nothing"
     )
 
@@ -135,13 +151,41 @@ def test_beside_others_it_begins_between_their_steps():
     """A stream that is due in the middle of a step would be foretold as if it began there."""
     alone = choose(coming(3.0), make_prices({Way.WAIT, Way.STREAM}))
     assert alone.predicted_s == pytest.approx(3.1)
-    start = choose(coming(3.0), make_prices({Way.WAIT, Way.STREAM}), turn_s=0.4)
+    start = choose(coming(3.0), make_prices({Way.WAIT, Way.STREAM}), beside=beside(0.4))
     # With theirs a step takes 1.4 s, of which 1.26 hide the load: it may begin 1.67 s from now,
     # and the fifth of their steps begins after two.
     assert start.start_s == pytest.approx(NOW_S + 3.0 - 1.26 - 1.4 * MAX_STALL)
     assert start.predicted_s == pytest.approx(2.0 + 1.4)
     assert start.others_s[Way.WAIT] == pytest.approx(3.2 + 1.4)
-    assert choose(coming(3.0), turn_s=0.4).predicted_s == pytest.approx(1.301)
+    assert choose(coming(3.0), beside=beside(0.4)).predicted_s == pytest.approx(1.301)
+
+
+def test_whoever_stands_behind_others_waits_for_nothing_but_them():
+    """A load that is over long before its turn would be helped with; and whoever is last in a burst
+    be told that the first token is near."""
+    start = choose(coming(3.0, can_help=False), beside=beside(1.0, ahead_s=7.0))
+    assert start.way is Way.WAIT and "behind the prompts" in start.reason
+    assert start.predicted_s == pytest.approx(1.0 + 7.0 + 2.0)
+    short = choose(coming(3.0), make_prices({Way.WAIT}), beside=beside(1.0, ahead_s=0.5))
+    assert short.predicted_s == pytest.approx(3.0 + 2.0), "theirs are over first"
+
+
+def test_helpers_of_one_step_are_shared():
+    """Each of a burst would be foretold as if the helpers were its own."""
+    slow = HelpCosts(call_s=0.0, token_byte_s=9e-6, num_calls=10)  # as long as the base's part
+    alone = choose(coming(9.0), make_prices(helpers=slow))
+    assert alone.way is Way.ASSIST and alone.predicted_s == pytest.approx(0.9)
+    others = Beside(turn_s=1.0, helpers_s=5.0, called_s=0.1)
+    second = choose(coming(9.0), make_prices({Way.ASSIST}, helpers=slow), beside=others)
+    assert second.predicted_s == pytest.approx(6.0)
+    free = replace(make_prices(helpers=slow), slack_s=1.0)
+    assert choose(coming(9.0), free, beside=others).way is not Way.ASSIST
+
+
+def test_what_does_not_fit_into_this_step_is_computed_in_the_next_ones():
+    """The first of two chunks would be foretold as the whole prompt."""
+    some = choose(coming(9.0), make_prices({Way.ASSIST}), beside=Beside(num_tokens=40))
+    assert some.predicted_s == pytest.approx(0.9 + 2 * 1e-3)
 
 
 def test_of_ways_that_are_alike_the_simpler_one():
@@ -206,11 +250,11 @@ def test_nobody_is_foretold_worse_than_waiting_and_longer_loads_never_sooner(
     """A way would be chosen that loses; or a longer load be liked better than a shorter one."""
     lasts_s, queue_s, more_s = spans_s
     prices = make_prices(helpers=helpers, num_layers=num_layers)
-    start = choose(coming(lasts_s, queue_s=queue_s), prices, prompt, turn_s=turn_s)
+    start = choose(coming(lasts_s, queue_s=queue_s), prices, prompt, beside=beside(turn_s))
     wait_s = start.others_s[Way.WAIT]
     assert start.predicted_s <= wait_s
     assert start.way is Way.WAIT or start.predicted_s <= wait_s - MIN_GAIN_S
     longer = coming(lasts_s + more_s, queue_s=queue_s)
-    later = choose(longer, prices, prompt, turn_s=turn_s)
+    later = choose(longer, prices, prompt, beside=beside(turn_s))
     for way in (Way.WAIT, Way.STREAM):
         assert later.others_s[way] >= start.others_s[way] - 1e-9

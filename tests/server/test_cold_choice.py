@@ -7,15 +7,23 @@ from dataclasses import replace
 
 import pytest
 
+from lorry.adapters.image import Site
 from lorry.server.cli import main
 from lorry.server.cold_choice import choose_cold
-from lorry.server.cold_rooms import RENEW_EVERY, HelpNow, NewestPrices
+from lorry.server.cold_prices import (
+    MAX_SLACK_S,
+    NUM_KEPT,
+    RENEW_EVERY,
+    CallsShare,
+    HelpNow,
+    NewestPrices,
+)
 from lorry.server.config import ColdConfig, CostConfig, MemoryConfig, ModelConfig, ServerConfig
 from lorry.server.errors import ConfigError
 from lorry.server.execution.cold_start.crew import HelperStats
 from lorry.server.scheduling.cost_model import NO_MODEL, CostModel
 from lorry.server.scheduling.starts import HelpCosts, Way
-from lorry.tests.fakes import make_card
+from lorry.tests.fakes import FakeClock, make_card
 
 CORES = range(4)
 COLD_WAYS = frozenset({Way.WAIT, Way.STREAM, Way.ASSIST})
@@ -159,3 +167,61 @@ def test_prices_follow_what_is_learnt() -> None:
     models.append(CostModel(NO_MODEL.step_coefs_s, load_s=2.0))
     later = [ask() for _ in range(RENEW_EVERY)][-1]
     assert math.isclose(later.steps.load_s, 2.0)
+
+
+def test_what_a_hand_over_takes_is_learnt_from_steps_that_had_some() -> None:
+    """A busy helper would be called for as long as it was quick when the server started."""
+
+    class Helpers:
+        num_sent = 10  # of the calibration
+
+        def stats(self) -> HelperStats:
+            return HelperStats(1, 1, num_restarts=0, num_lost=0, num_sent=self.num_sent)
+
+    helpers = Helpers()
+    prices = NewestPrices(
+        COLD_WAYS,
+        lambda: NO_MODEL,
+        help_costs=HelpCosts(0.5, 0.25, 7),
+        num_layers=3,
+        helpers=helpers,
+    )
+    prices.helped(9.0)
+    assert prices().help == HelpCosts(0.5, 0.25, 7), "nobody was called in that step"
+    for num_new, longer_s in ((14, 0.7), (7, -1.0)):
+        helpers.num_sent += num_new
+        prices.helped(longer_s)
+    # 7 of 0.5 s by the calibration, 14 that took 0.7 s together, 7 that took nothing.
+    assert prices().help == HelpCosts(pytest.approx((3.5 + 0.7) / 28), 0.25, 7)
+    for _ in range(NUM_KEPT):
+        helpers.num_sent += 1
+        prices.helped(1000.0)
+    assert prices().help.call_s == pytest.approx(2.0), "a clock gone mad would end all help"
+
+
+def test_others_are_held_up_for_a_share_of_the_time() -> None:
+    """Start by start, each a little, those who decode would be as late as with waits."""
+    clock = FakeClock()
+    prices = NewestPrices(
+        COLD_WAYS, lambda: NO_MODEL, help_costs=HelpCosts(1, 1, 1), num_layers=3, clock=clock
+    )
+    assert prices().slack_s == pytest.approx(MAX_SLACK_S)
+    prices.helped(0.04)
+    assert prices().slack_s == pytest.approx(MAX_SLACK_S - 0.04)
+    clock.advance(0.4)
+    assert prices().slack_s == pytest.approx(MAX_SLACK_S - 0.02)
+    prices.helped(0.1)
+    assert prices().slack_s < 0
+    clock.advance(60.0)
+    assert prices().slack_s == pytest.approx(MAX_SLACK_S), "no more than that is saved up"
+
+
+def test_an_adapter_of_few_modules_needs_few_hand_overs() -> None:
+    """Helpers would seem slower than they are for every adapter but the widest."""
+    names = ("q_proj", "k_proj", "o_proj", "up_proj")
+    sites = [Site(f"layers.{layer}.{name}", layer, 8, 8) for layer in range(2) for name in names]
+    groups = [(0, 1), (2,), (3,), (4, 5), (6,), (7,)]
+    share, card = CallsShare(sites, groups), make_card()
+    assert share(replace(card, target_modules=("k_proj", "o_proj"))) == pytest.approx(2 / 3)
+    assert share(replace(card, target_modules=names)) == pytest.approx(1.0)
+    assert share(replace(card, target_modules=("elsewhere",))) == pytest.approx(1.0)

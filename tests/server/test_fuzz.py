@@ -59,7 +59,7 @@ def test_every_overlapped_life_ends_well(world: FuzzWorld):
     assert not outcome.failures, "\n".join(outcome.failures)
     totals = outcome.totals
     assert totals.ties <= 1 and totals.tokens > 500
-    assert totals.late > totals.steps / 3 and totals.evictions > 10 and totals.preemptions > 0
+    assert totals.late > totals.steps / 3 and totals.evictions > 5 and totals.preemptions > 0
     assert totals.found_tokens > 100 and totals.kept_tokens > 0
 
 

@@ -22,15 +22,22 @@ from .step import ColdRooms, ColdStep
 class Cold:
     """What a slot will be."""
 
-    layout: ImageLayout
+    image: HeldImage
     pages: tuple[int, ...]
+
+    @property
+    def layout(self) -> ImageLayout:
+        return self.image.layout
 
 
 class ColdSlots:
-    """Of one pool. `layer_of`: of each site."""
+    """Of one pool. `layer_of`: of each site; `siblings`: sites that are given one input, in the
+    order of their turns.
+    """
 
-    def __init__(self, layer_of: Sequence[int]) -> None:
+    def __init__(self, layer_of: Sequence[int], siblings: Sequence[Sequence[int]] = ()) -> None:
         self._layer_of = tuple(layer_of)
+        self._behind = {group[0]: tuple(group[1:]) for group in siblings}
         self._rooms: ColdRooms | None = None
         self._slots: dict[int, Cold] = {}  # by slot
         self._helped: dict[int, Handover] = {}  # by slot: where it is open
@@ -41,7 +48,8 @@ class ColdSlots:
         self._rooms = rooms
 
     def open(self, slot: int, image: HeldImage, pages: Sequence[int]) -> None:
-        """From now on the slot is cold.
+        """From now on the slot is cold. Helpers are told at the first step that asks them: most
+        loads are waited for, or streamed.
 
         Raises:
             ValueError: there are no rooms for cold steps.
@@ -49,11 +57,7 @@ class ColdSlots:
         if self._rooms is None:
             raise ValueError(f"slot {slot} cannot be cold: this runner was given no cold rooms")
         self.close(slot)
-        # Helpers see the slab alone.
-        if self._rooms.handover is not None and not image.is_loose:
-            self._rooms.handover.open(slot, image)
-            self._helped[slot] = self._rooms.handover
-        self._slots[slot] = Cold(image.layout, tuple(pages))
+        self._slots[slot] = Cold(image, tuple(pages))
 
     def close(self, slot: int) -> Cold | None:
         """What it was, if it was cold: no helper reads its image any more."""
@@ -87,8 +91,18 @@ class ColdSlots:
             raise ValueError(f"slot {slot} is cold: its rows need a way, and have none")
         assert self._rooms is not None, "a slot was opened without rooms"
         cold = {slot: ways[slot] for slot in slots}
-        self._step = ColdStep(cold, self._rooms, layer_of=self._layer_of)
+        for slot, way in cold.items():
+            if way is Way.ASSIST:
+                self._let_help(slot, self._rooms.handover)
+        self._step = ColdStep(cold, self._rooms, layer_of=self._layer_of, behind=self._behind)
         return self._step
+
+    def _let_help(self, slot: int, handover: Handover | None) -> None:
+        """Helpers see the slab alone: of an image elsewhere they are told nothing."""
+        image = self._slots[slot].image
+        if handover is not None and slot not in self._helped and not image.is_loose:
+            handover.open(slot, image)
+            self._helped[slot] = handover
 
     def end(self) -> frozenset[int]:
         """Slots that the step before lost; the device has computed it by now."""

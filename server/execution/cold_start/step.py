@@ -39,9 +39,15 @@ class ColdStep:
     """What the parts of a step share: the ways, the patience, and who is lost."""
 
     def __init__(
-        self, ways: Mapping[int, Way], rooms: ColdRooms, *, layer_of: Sequence[int]
+        self,
+        ways: Mapping[int, Way],
+        rooms: ColdRooms,
+        *,
+        layer_of: Sequence[int],
+        behind: Mapping[int, Sequence[int]],
     ) -> None:
-        self.layer_of = layer_of  # by site
+        """`behind`: by a site that others follow with the same input, those."""
+        self.layer_of, self.behind = layer_of, behind  # by site
         self.handover = rooms.handover
         self._ways, self._board, self._clock = ways, rooms.board, rooms.clock
         self._left_s = rooms.patience_s
@@ -137,12 +143,22 @@ class _Asked:
     """Rows that are with the helpers."""
 
     segment: Segment
-    places: tuple[int, ...]  # of the site's outs that the answers are for
+    sites: tuple[int, ...]  # that the answers are for
     ticket: Ticket
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """Answers that came with those of a site before."""
+
+    out_TO: Tensor  # 0 in all rows but theirs
+    segments: set[Segment]
+
+
 class ColdRows:
-    """The cold rows of one part of the step."""
+    """The cold rows of one part of the step. Sites that are computed one after the other from one
+    input have one errand between them: on a CPU the way there and back is most of a short one.
+    """
 
     def __init__(
         self,
@@ -154,23 +170,26 @@ class ColdRows:
         products: ColdProducts,
     ) -> None:
         self._step, self._part, self._products = step, part, products
-        self._live = LoraWork(table, segments).live
+        self._live, self._shapes = LoraWork(table, segments).live, table.sites
         self._asked: list[_Asked] = []  # at the sites that are being computed
+        self._kept: dict[int, _Kept] = {}  # by a site that is still to come
 
     def begin(self, sites: Sequence[int], hidden_TI: Tensor) -> None:
         """Before the base's product: what helpers shall compute is on its way to them."""
         handover = self._step.handover
         if handover is None or self._part == HEAD:
             return
-        layer = self._step.layer_of[sites[0]]
+        layer, kept = self._step.layer_of[sites[0]], self._kept.get(sites[0])
+        behind = self._step.behind.get(sites[0], ()) if len(sites) == 1 else ()
         for segment, factors in self._live:
-            places = tuple(i for i, site in enumerate(sites) if site in factors)
-            if places and self._step.needs_help(segment.slot, layer):
-                own = tuple(sites[i] for i in places)
+            if kept is not None and segment in kept.segments:
+                continue
+            if _meets(factors, sites) and self._step.needs_help(segment.slot, layer):
+                own = tuple(site for site in (*sites, *behind) if site in factors)
                 errand = Errand(segment.slot, own, segment.start, segment.end)
                 ticket = handover.send(errand, hidden_TI)
                 if ticket is not None:
-                    self._asked.append(_Asked(segment, places, ticket))
+                    self._asked.append(_Asked(segment, own, ticket))
                 else:
                     self._step.mends(segment.slot, layer)
 
@@ -178,7 +197,7 @@ class ColdRows:
         """After it: every cold row gets its product, or its slot is lost."""
         layer = self._step.layer_of[sites[0]]
         asked, self._asked = self._asked, []
-        with_helpers = {one.segment for one in asked}
+        with_helpers = {one.segment for one in asked} | self._add_kept(sites, outs_TO)
         on_device = [
             segment
             for segment, factors in self._live
@@ -187,9 +206,40 @@ class ColdRows:
         ]
         self._products.add(self._part, on_device, hidden_TI, sites=sites, outs_TO=outs_TO)
         # Last: by now they are there.
-        missed = [one for one in asked if not one.ticket.add([outs_TO[i] for i in one.places])]
+        missed = [one for one in asked if not self._add_answers(one, sites, outs_TO)]
         mended = [one.segment for one in missed if self._step.mends(one.segment.slot, layer)]
         self._products.add(self._part, mended, hidden_TI, sites=sites, outs_TO=outs_TO)
+
+    def _add_answers(self, asked: _Asked, sites: Sequence[int], outs_TO: Sequence[Tensor]) -> bool:
+        """What is for sites to come is kept for them. False: there is no answer."""
+        outs = dict(zip(sites, outs_TO, strict=True))
+        kept = {site: self._room(site, outs_TO[0]) for site in asked.sites if site not in outs}
+        into = [outs[site] if site in outs else kept[site].out_TO for site in asked.sites]
+        if not asked.ticket.add(into):
+            return False
+        for one in kept.values():
+            one.segments.add(asked.segment)
+        return True
+
+    def _room(self, site: int, like_TO: Tensor) -> _Kept:
+        kept = self._kept.get(site)
+        if kept is None:
+            out_TO = like_TO.new_zeros(like_TO.shape[0], self._shapes[site].out_width)
+            kept = self._kept[site] = _Kept(out_TO, set())
+        return kept
+
+    def _add_kept(self, sites: Sequence[int], outs_TO: Sequence[Tensor]) -> set[Segment]:
+        """Whose answers have come before."""
+        segments = set[Segment]()
+        for site, out_TO in zip(sites, outs_TO, strict=True):
+            kept = self._kept.pop(site, None)
+            if kept is None:
+                continue
+            for segment in kept.segments:
+                rows = slice(segment.start, segment.end)
+                out_TO[rows].add_(kept.out_TO[rows])
+                segments.add(segment)
+        return segments
 
 
 def _meets(factors: Mapping[int, FactorTiles], sites: Iterable[int]) -> bool:
