@@ -66,9 +66,7 @@ def join_cold(
         for site in runner.info().image_spec.sites
         if site.layer >= num_layers
     }
-    prices = NewestPrices(
-        choice.ways, model, help_costs=costs, num_layers=num_layers, helpers=helpers
-    )
+    prices = NewestPrices(choice.ways, model, help_costs=costs, num_layers=num_layers)
     facts = ColdFacts(
         model=model,
         in_host=host_tier.contains,

@@ -118,7 +118,9 @@ class Engine:
         self._lives.tell(result)
         self._reuse.landed(awaited, outcomes, result)
         self._publish(outcomes, result)
-        self._meter_step()
+        self._meter.landed(self._clock.now_s())
+        if result.num_errands:
+            self.cold.helped(result.num_errands, result.helped_s)
         return self._patience_s(plan)
 
     def _overlapped_step(self, now_s: float) -> float:
@@ -168,7 +170,9 @@ class Engine:
         self._reuse.landed(launched.awaited, outcomes, result)
         self._lives.let_go_of_released()
         self._publish(outcomes, result)
-        self._meter_step()
+        self._meter.landed(self._clock.now_s())
+        if result.num_errands:
+            self.cold.helped(result.num_errands, result.helped_s)
 
     def _plan(self, now_s: float) -> StepPlan:
         prices = self.cold.prices()
@@ -185,7 +189,7 @@ class Engine:
         self._news.look_ahead()
         self.counters.preemptions += len(plan.preemptions)
         self.counters.adapter_evictions += len(plan.evictions)
-        self._meter.takes_off(awaited, self._state, plan.now_s, ways=plan.ways.values())
+        self._meter.takes_off(awaited, self._state, plan.now_s, is_cold=bool(plan.ways))
         rows = step_rows(plan, awaited, self._state, self._pool, self._residency)
         return without_shut(rows, self._news.is_open)
 
@@ -245,11 +249,6 @@ class Engine:
             self._pool.audit()
             self._prefixes.audit()
             self._audited_s = now_s
-
-    def _meter_step(self) -> None:
-        longer_s = self._meter.landed(self._clock.now_s())
-        if longer_s is not None:
-            self.cold.helped(longer_s)
 
     def _count(self, awaited: Awaited, lost: tuple[int, ...]) -> None:
         """Before the step's endings: what it computed for those who had left, or were lost, counts

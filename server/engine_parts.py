@@ -62,8 +62,8 @@ def _always_wait() -> StartPrices:
     return NO_PRICES
 
 
-def _nobody_helped(longer_s: float) -> None:
-    del longer_s
+def _nobody_helped(num_calls: int, seconds: float) -> None:
+    del num_calls, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class ColdParts:
     why: str = ""  # these ways: one line, for people
     # That the step's threads keep to, so that helpers have theirs alone; empty: any.
     cores: tuple[int, ...] = ()
-    # A step with hand-overs was over so many seconds later than it would have been without.
-    helped: Callable[[float], None] = _nobody_helped
+    # A step with so many hand-overs was held up by them for so many seconds.
+    helped: Callable[[int, float], None] = _nobody_helped
 
 
 NEVER_COLD = ColdParts()

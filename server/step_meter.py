@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .memory.link_records import Link
@@ -21,7 +21,6 @@ from .scheduling.commit import Awaited
 from .scheduling.cost_fit import CostFit
 from .scheduling.cost_model import NO_MODEL, NO_REPORT, CostModel, CostReport
 from .scheduling.records import BASE_ID
-from .scheduling.starts import Way
 from .scheduling.state import SchedulerState
 from .scheduling.step_work import StepWork, measure_work
 
@@ -42,7 +41,6 @@ class _Aloft(NamedTuple):
     lora_tokens: int
     max_adapter_bytes: int
     is_cold: bool
-    is_helped: bool
 
 
 class StepMeter:
@@ -61,15 +59,10 @@ class StepMeter:
         return self._fit is not None
 
     def takes_off(
-        self,
-        awaited: Awaited,
-        state: SchedulerState,
-        began_s: float,
-        *,
-        ways: Collection[Way] = (),
+        self, awaited: Awaited, state: SchedulerState, began_s: float, *, is_cold: bool = False
     ) -> None:
-        """Before the table is moved on; a step of no rows is none. `ways`: of those rows whose
-        adapters are on their way.
+        """Before the table is moved on; a step of no rows is none. `is_cold`: adapters of some rows
+        are on their way.
         """
         if self._fit is None or not len(awaited.runs):
             return
@@ -78,28 +71,22 @@ class StepMeter:
         work = measure_work(starts, counts, adapter_ids, adapter_bytes)
         lora_tokens = int(counts[adapter_ids != BASE_ID].sum())
         max_bytes = int(adapter_bytes.max())
-        # A stream's waits would pass for its helpers'.
-        is_helped = bool(ways) and set(ways) == {Way.ASSIST}
-        self._aloft.append(_Aloft(began_s, work, lora_tokens, max_bytes, bool(ways), is_helped))
+        self._aloft.append(_Aloft(began_s, work, lora_tokens, max_bytes, is_cold))
 
-    def landed(self, now_s: float) -> float | None:
-        """The oldest one aloft is over, and what it brought is sent; if there is one. Of one whose
-        cold rows were all with helpers, how much longer it took than it would have without; else
-        None.
-        """
+    def landed(self, now_s: float) -> None:
+        """The oldest one aloft is over, and what it brought is sent; if there is one."""
         if self._fit is None or not self._aloft:
-            return None
+            return
         step = self._aloft.popleft()
         seconds = now_s - max(step.began_s, self._ended_s)
         self._ended_s = now_s
         if seconds <= 0.0:
-            return None  # a clock that did not move tells nothing
+            return  # a clock that did not move tells nothing
         # Waits for layers and helpers are no work that the model has terms for.
         predicted_s = math.nan if step.is_cold else self._fit.step(step.work, seconds)
         if self._log is not None:
             amounts = (step.work, step.lora_tokens, step.max_adapter_bytes)
             self._log(MeteredStep(now_s, seconds, predicted_s, *amounts))
-        return seconds - self._fit.model().step_s(step.work) if step.is_helped else None
 
     def metered(self, link: Link) -> Link:
         """The link, teaching the same fit; as it is without one."""

@@ -78,6 +78,10 @@ class StepResult:
     # Rows whose adapter's product could not be had in time: what was computed for them is void,
     # they got no token, and nothing of theirs is told.
     lost: tuple[int, ...] = ()
+    num_errands: int = 0  # that helpers were sent
+    helped_s: float = (
+        0.0  # duration: by which sending them and waiting for answers held up the step
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,8 @@ class PoolLink:
             self._queue.add(load)
             opened = self._open(load)
             self._show_read(load)
-            self._to_cross.notify_all()
+            if load.num_read:
+                self._to_cross.notify_all()
             if not load.is_read:
                 self._to_read.notify_all()
         return opened
@@ -318,7 +319,6 @@ class PoolLink:
                 event = _given_up(load)
             if event is not None:
                 self._queue.end(load)
-            self._wake_all()
         return event
 
     def _landed(self, load: Load, layer: int) -> None:

@@ -20,7 +20,7 @@ from ...kernels.lora import FactorTiles, LoraBackend, LoraTable, LoraWork, Segme
 from .backends import choose_kernels, make_attention, make_lora
 from .batch import Batch, StepCapacity, StepRow
 from .cold_start.slots import ColdSlots
-from .cold_start.step import BODY, ColdProducts, ColdRooms, ColdRows
+from .cold_start.step import BODY, ColdEnd, ColdProducts, ColdRooms, ColdRows
 from .context import LoraStep
 from .model import LoadedModel
 from .placing import place_tiles
@@ -150,8 +150,8 @@ class PagedModel:
         self._prepare(_Step(batch, *steps), fixed=False)
         return self.compute()
 
-    def end_cold(self) -> frozenset[int]:
-        """Slots whose products the last step could not be given in time; its device is done."""
+    def end_cold(self) -> ColdEnd:
+        """Who could not be given products in time by the last step; its device is done."""
         return self._cold.end()
 
     def prepare(self, batch: Batch, *, with_lora: bool) -> None:

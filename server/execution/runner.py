@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -170,7 +171,9 @@ class Runner:
         """Rows that were lost go on later from the token they had before the step."""
         if self._post is not None:
             torch.cuda.current_stream(self._loaded.device).synchronize()
-        result = without_lost(result, rows, self._paged.end_cold())
+        end = self._paged.end_cold()
+        result = without_lost(result, rows, end.lost)
+        result = replace(result, num_errands=end.num_errands, helped_s=end.helped_s)
         if result.lost:
             lost_idx = torch.tensor(result.lost, dtype=torch.int64, device=last_token_R.device)
             self._last_token_R[lost_idx] = last_token_R[lost_idx]

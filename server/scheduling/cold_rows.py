@@ -70,7 +70,10 @@ class ColdRows:
         num_bytes = int(self._state.adapter_bytes[fact.row])
         is_helped = num_tokens > 0 and self._ways.get(fact.adapter_id) is Way.ASSIST
         calls_share = self._coming[fact.adapter_id].calls_share if is_helped else 0.0
-        self._crowd.take(Chunk(fact.start, num_tokens, num_left, num_bytes, calls_share))
+        if is_helped:  # rows of one adapter have their hand-overs together
+            coming = self._coming[fact.adapter_id]
+            self._coming[fact.adapter_id] = replace(coming, calls_share=0.0)
+        self._crowd.take(Chunk(fact.start, num_tokens, num_left, num_bytes, is_helped, calls_share))
 
     @property
     def is_full(self) -> bool:

@@ -53,6 +53,11 @@ class Beside(NamedTuple):
         """Of this step without it."""
         return max(self.turn_s, self.helpers_s) + self.called_s
 
+    @property
+    def held_up_s(self) -> float:
+        """Of that, by helpers."""
+        return self.step_s - self.turn_s
+
 
 ALONE = Beside()
 
@@ -157,10 +162,12 @@ class _Case:
         start_s = smooth_s - MAX_STALL * self.now.first
         if start_s <= self.now_s:
             reason = "layers land as fast as the prompt reaches them"
-            ends_s = max(smooth_s, self.now_s) + self.now.all
+            ends_s = max(smooth_s, self.now_s) + self.beside.held_up_s + self.now.all
             return Start(Way.STREAM, reason, ends_s - self.now_s, start_s)
         smooth_s = self._smooth_s(self.later)
         start_s = smooth_s - MAX_STALL * self.later.first
+        if self.beside.step_s:  # not in this step
+            start_s = max(start_s, self.now_s + self.beside.step_s)
         begins_s = max(smooth_s, self._turn_after(start_s), self._behind_those_ahead_s)
         reason = "the end of the load is hidden behind the prompt"
         return Start(Way.STREAM, reason, begins_s + self.later.all - self.now_s, start_s)
@@ -214,7 +221,7 @@ class _Case:
     def _walk_layers(self, start_s: float) -> float:
         """Instant at which the first chunk is computed."""
         coming, at_s = self.coming, start_s
-        warm_s = self.now.first / self.num_layers
+        warm_s = (self.now.first + self.beside.held_up_s) / self.num_layers
         helped_s = self.now.first_helped / self.num_layers
         one_layer_s = _layer_landing_s(coming, self.num_layers)
         for layer in range(1, self.num_layers + 1):

@@ -21,7 +21,8 @@ class Chunk(NamedTuple):
     num_tokens: int  # in this step; 0: it is not in it
     num_left: int  # of what it knows, behind this step
     adapter_bytes: int  # of its weights; 0: the base
-    calls_share: float = 0.0  # of a step's hand-overs; 0: helpers have no part in it
+    is_helped: bool = False  # helpers have a part in it
+    calls_share: float = 0.0  # of a step's hand-overs, those of it that no row before it has
 
 
 class Crowd:
@@ -34,7 +35,7 @@ class Crowd:
 
     def take(self, chunk: Chunk) -> None:
         """It is in this step, or is computed before the next newcomer."""
-        start, num_tokens, num_left, num_bytes, calls_share = chunk
+        start, num_tokens, num_left, num_bytes, is_helped, calls_share = chunk
         if num_tokens:
             work = row_work(start, num_tokens, num_bytes)
             self._work = add_work(self._work, work)
@@ -43,7 +44,7 @@ class Crowd:
         if num_left:
             later = row_work(start + num_tokens, num_left, num_bytes)
             self._ahead = add_work(self._ahead, later)
-        if calls_share:
+        if is_helped:
             costs = self._prices.help
             self._helpers_s += costs.compute_s(num_tokens * num_bytes)
             self._calls_s += calls_share * costs.calls_s
@@ -52,10 +53,11 @@ class Crowd:
         """Of a newcomer for whom this step has so many tokens left."""
         later_s = self._step_s(self._decoding)
         num_steps = -(-self._ahead.prompt_tokens // self._chunk_tokens)
+        between_s = later_s or self._prices.steps.step_s(NO_WORK._replace(steps=1))
         return Beside(
             turn_s=self._step_s(self._work),
             later_s=later_s,
-            ahead_s=self._prices.steps.step_s(self._ahead) + num_steps * later_s,
+            ahead_s=self._prices.steps.step_s(self._ahead) + num_steps * between_s,
             helpers_s=self._helpers_s,
             called_s=self._calls_s,
             num_tokens=num_tokens,

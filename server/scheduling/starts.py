@@ -61,7 +61,7 @@ NO_COLD_VIEW = NoColdView()
 
 @dataclass(frozen=True, slots=True)
 class HelpCosts:
-    """What helpers take, by their calibration; all of them together, sharing a prompt's tokens."""
+    """What helpers take, all of them together, sharing a prompt's tokens."""
 
     call_s: float = 0.0  # one hand-over, beyond what is computed meanwhile
     token_byte_s: float = 0.0  # seconds for one token and one byte of the adapter's weights

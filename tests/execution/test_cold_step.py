@@ -151,6 +151,24 @@ def test_helpers_may_compute_every_layer(
     assert cold.runner.pool_PE[cargo.pages].isnan().all()
 
 
+def test_answers_for_sites_to_come_are_of_their_input_alone() -> None:
+    """A model that now and then gives k what q was not given: its rows would get q's product, or
+    both."""
+    model = three_layers()
+    fleet = fleet_of(model)[2:3]
+    expected, ours = asks_of([0, -1]), asks_of([0, -1])
+    serve(warm_bench(model, fleet), expected)
+    cold = make_cold_bench(model)
+    cargo = cold.put_cold(0, fleet[0], ASSIST)
+    cargo.read(cargo.num_layers)
+    for layer in cold.bench.loaded.model.model.layers:
+        layer.self_attn.k_proj.register_forward_pre_hook(lambda _, args: (args[0].clone(),))
+    cold.serve(ours)
+    assert_alike(ours, expected)
+    asked = [len(errand.sites) for errand in cold.handover.sent]
+    assert asked[:3] == [3, 2, 1], "q, k and v; k and v anew; v alone, whose input is q's again"
+
+
 def test_what_has_landed_is_not_sent() -> None:
     """Helpers would compute what the device could, and every row pay the way there and back."""
     model = three_layers()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from lorry.adapters.host_tier import HeldImage
 from lorry.server.execution.batch import StepRow
 from lorry.server.execution.cold_start.handover import Errand
 from lorry.server.scheduling.sampling import SamplingParams
@@ -209,3 +211,38 @@ def test_a_lost_row_goes_on_from_its_last_token() -> None:
 
     expected = decode(make_cold_bench(model), loses=False)
     assert decode(make_cold_bench(model), loses=True) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_step_says_what_helpers_cost_it() -> None:
+    """Their price would stay the calibration's."""
+    model = model_of()
+    cold = make_cold_bench(model)
+    cargo = cold.put_cold(1, random_peft(model, rank=9, seed=2), ASSIST)
+    cargo.read(cargo.num_layers)
+    send = cold.handover.send
+
+    def slowly(errand: Errand, hidden_TI: Tensor):
+        cold.clock.advance(0.25)
+        return send(errand, hidden_TI)
+
+    cold.handover.send = slowly
+    result = cold.run([prompt_row(cold, 5, 1)])
+    num_sent = len(cold.handover.sent)
+    assert num_sent and (result.num_errands, result.helped_s) == (num_sent, 0.25 * num_sent)
+    assert cold.run([prompt_row(cold, 4, -1)]).num_errands == 0
+
+
+def test_an_image_that_helpers_refuse_costs_its_own_rows_alone() -> None:
+    """One broken layout would end the step, and the engine with it."""
+    model = model_of()
+    cold = make_cold_bench(model)
+    cargo = cold.put_cold(1, random_peft(model, rank=9, seed=2), ASSIST)
+    cargo.read(cargo.num_layers)
+
+    def refuse(slot: int, image: HeldImage) -> None:
+        raise ValueError(f"slot {slot} has a layout of other sites")
+
+    cold.handover.open = refuse
+    result = cold.run([prompt_row(cold, 3, -1), prompt_row(cold, 5, 1)])
+    assert result.lost == (5,) and set(result.tokens) == {3}
+    cold.runner.detach(1)

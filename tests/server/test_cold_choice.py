@@ -11,6 +11,7 @@ from lorry.adapters.image import Site
 from lorry.server.cli import main
 from lorry.server.cold_choice import choose_cold
 from lorry.server.cold_prices import (
+    FORGET_S,
     MAX_SLACK_S,
     NUM_KEPT,
     RENEW_EVERY,
@@ -170,33 +171,21 @@ def test_prices_follow_what_is_learnt() -> None:
 
 
 def test_what_a_hand_over_takes_is_learnt_from_steps_that_had_some() -> None:
-    """A busy helper would be called for as long as it was quick when the server started."""
-
-    class Helpers:
-        num_sent = 10  # of the calibration
-
-        def stats(self) -> HelperStats:
-            return HelperStats(1, 1, num_restarts=0, num_lost=0, num_sent=self.num_sent)
-
-    helpers = Helpers()
-    prices = NewestPrices(
-        COLD_WAYS,
-        lambda: NO_MODEL,
-        help_costs=HelpCosts(0.5, 0.25, 7),
-        num_layers=3,
-        helpers=helpers,
-    )
-    prices.helped(9.0)
-    assert prices().help == HelpCosts(0.5, 0.25, 7), "nobody was called in that step"
-    for num_new, longer_s in ((14, 0.7), (7, -1.0)):
-        helpers.num_sent += num_new
-        prices.helped(longer_s)
+    """A busy helper would be called for as long as it was quick when the server started; or, once
+    it was slow, never again."""
+    clock, timed = FakeClock(), HelpCosts(0.5, 0.25, 7)
+    prices = NewestPrices(COLD_WAYS, lambda: NO_MODEL, help_costs=timed, num_layers=3, clock=clock)
+    prices.helped(14, 0.7)
+    prices.helped(7, 0.0)
     # 7 of 0.5 s by the calibration, 14 that took 0.7 s together, 7 that took nothing.
     assert prices().help == HelpCosts(pytest.approx((3.5 + 0.7) / 28), 0.25, 7)
     for _ in range(NUM_KEPT):
-        helpers.num_sent += 1
-        prices.helped(1000.0)
+        prices.helped(1, 1000.0)
     assert prices().help.call_s == pytest.approx(2.0), "a clock gone mad would end all help"
+    clock.advance(FORGET_S + 1)
+    assert prices().help == timed
+    prices.helped(7, 3.5)
+    assert prices().help.call_s == pytest.approx(0.5), "what was forgotten counts again"
 
 
 def test_others_are_held_up_for_a_share_of_the_time() -> None:
@@ -206,12 +195,12 @@ def test_others_are_held_up_for_a_share_of_the_time() -> None:
         COLD_WAYS, lambda: NO_MODEL, help_costs=HelpCosts(1, 1, 1), num_layers=3, clock=clock
     )
     assert prices().slack_s == pytest.approx(MAX_SLACK_S)
-    prices.helped(0.04)
+    prices.helped(1, 0.04)
     assert prices().slack_s == pytest.approx(MAX_SLACK_S - 0.04)
     clock.advance(0.4)
     assert prices().slack_s == pytest.approx(MAX_SLACK_S - 0.02)
-    prices.helped(0.1)
-    assert prices().slack_s < 0
+    prices.helped(1, 9.0)
+    assert prices().slack_s == pytest.approx(-MAX_SLACK_S), "one bad step would end help for long"
     clock.advance(60.0)
     assert prices().slack_s == pytest.approx(MAX_SLACK_S), "no more than that is saved up"
 

@@ -13,8 +13,7 @@ from lorry.server.metered_link import MeteredLink
 from lorry.server.scheduling.commit import awaits
 from lorry.server.scheduling.cost_fit import CostFit
 from lorry.server.scheduling.records import PlannedRun, StepPlan
-from lorry.server.scheduling.starts import Way
-from lorry.server.scheduling.step_work import NO_WORK, TimedStep
+from lorry.server.scheduling.step_work import NO_WORK
 from lorry.server.step_meter import MeteredStep, StepMeter
 from lorry.tests.engine_bench import Bench, make_bench, submit
 from lorry.tests.fakes import FakeClock, FakeLink, FakeRunner, make_card, make_layout
@@ -170,26 +169,9 @@ def test_a_step_with_cold_rows_teaches_nothing() -> None:
     state = bench.engine._state  # pyright: ignore[reportPrivateUsage]
     run = PlannedRun(state.rows()[0], 3, 1, 0)
     awaited = awaits(state, StepPlan(now_s=0.0, runs=(run,)))
-    for began_s, ways in ((1.0, [Way.STREAM]), (2.0, [])):
-        meter.takes_off(awaited, state, began_s, ways=ways)
-        assert meter.landed(began_s + 0.5) is None
+    for began_s, is_cold in ((1.0, True), (2.0, False)):
+        meter.takes_off(awaited, state, began_s, is_cold=is_cold)
+        meter.landed(began_s + 0.5)
     assert [step.ended_s for step in steps] == [1.5, 2.5], "a step is missing in the log"
     assert fit._steps.num_rows == 1  # pyright: ignore[reportPrivateUsage]
     assert math.isnan(steps[0].predicted_s)
-
-
-def test_a_step_with_helped_rows_says_how_much_longer_it_was() -> None:
-    """A hand-over's price would stay an idle machine's; or a stream's wait be taken for it."""
-    calibration = [TimedStep(NO_WORK._replace(steps=1), 0.25)] * 20
-    meter, bench = StepMeter(CostFit(calibration, source="calibrated")), make_bench()
-    bench.tell(submit(1))
-    bench.step()
-    state = bench.engine._state  # pyright: ignore[reportPrivateUsage]
-    run = PlannedRun(state.rows()[0], 3, 1, 0)
-    awaited = awaits(state, StepPlan(now_s=0.0, runs=(run,)))
-    for began_s, ways, longer_s in (
-        (1.0, [Way.ASSIST], 0.5),
-        (2.0, [Way.ASSIST, Way.STREAM], None),
-    ):
-        meter.takes_off(awaited, state, began_s, ways=ways)
-        assert meter.landed(began_s + 0.75) == (longer_s and pytest.approx(longer_s, rel=0.05))

@@ -45,7 +45,6 @@ class HelperStats:
     num_up: int  # now
     num_restarts: int
     num_lost: int  # errands whose answer was not there in time
-    num_sent: int = 0  # errands
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +76,7 @@ class Crew:
     ) -> None:
         self.sites, self.cores, self.cells = tuple(sites), tuple(cores), cells
         self.dtype, self.patience_s = cells.memory.dtype, patience_s
-        self.num_sent = self.num_lost = 0  # errands
+        self.num_lost = 0
         self._clock = clock or MonotonicClock()
         self._page_elements = cells.memory.shape[1]
         self._openings: dict[int, Opening] = {}  # by slot
@@ -109,9 +108,7 @@ class Crew:
 
     def stats(self) -> HelperStats:
         staff = self._staff
-        return HelperStats(
-            *(len(self.cores), staff.num_up, staff.num_restarts), self.num_lost, self.num_sent
-        )
+        return HelperStats(len(self.cores), staff.num_up, staff.num_restarts, self.num_lost)
 
     def await_up(self, timeout_s: float) -> int:
         """How many are up once all are, those that are started again too, or the time is over."""

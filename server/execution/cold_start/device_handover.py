@@ -174,7 +174,6 @@ class DeviceHelpers(Helpers):
         slip = Slip(epoch, self._since, errand.start, tuple(shards))
         asked = _Asked(errand, slip, len(self._asked), present, shares)
         self._asked.append(asked)
-        self.crew.num_sent += 1
         send_rows(hidden_TI, self._post_room, number=asked.number, slip=slip)
         return _DeviceTicket(self, asked)
 

@@ -110,7 +110,6 @@ class Helpers:
         if len(self._tickets) >= MAX_TICKETS:
             self._tickets = [other for other in self._tickets if other.shares]
         self._tickets.append(ticket)
-        crew.num_sent += 1
         return ticket
 
     def lost(self) -> frozenset[int]:

@@ -7,6 +7,7 @@ requests. Used by paged_model.py alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ from ....adapters.image import ImageLayout
 from ....kernels.lora import Segment
 from ...scheduling.starts import Way
 from .handover import Handover
-from .step import ColdRooms, ColdStep
+from .mailbox import MAX_SITES
+from .step import ColdEnd, ColdRooms, ColdStep
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,11 @@ class ColdSlots:
 
     def __init__(self, layer_of: Sequence[int], siblings: Sequence[Sequence[int]] = ()) -> None:
         self._layer_of = tuple(layer_of)
-        self._behind = {group[0]: tuple(group[1:]) for group in siblings}
+        self._behind = {
+            site: tuple(group[place:])
+            for group in siblings
+            for place, site in enumerate(group[:MAX_SITES], start=1)
+        }
         self._rooms: ColdRooms | None = None
         self._slots: dict[int, Cold] = {}  # by slot
         self._helped: dict[int, Handover] = {}  # by slot: where it is open
@@ -100,11 +108,16 @@ class ColdSlots:
     def _let_help(self, slot: int, handover: Handover | None) -> None:
         """Helpers see the slab alone: of an image elsewhere they are told nothing."""
         image = self._slots[slot].image
-        if handover is not None and slot not in self._helped and not image.is_loose:
+        if handover is None or slot in self._helped or image.is_loose:
+            return
+        try:
             handover.open(slot, image)
+        except ValueError as error:  # nobody can be asked for it then, and it alone is lost
+            _log.warning("helpers cannot be told of slot %d: %s", slot, error)
+        else:
             self._helped[slot] = handover
 
-    def end(self) -> frozenset[int]:
-        """Slots that the step before lost; the device has computed it by now."""
+    def end(self) -> ColdEnd:
+        """Of the step before; the device has computed it by now."""
         step, self._step = self._step, None
-        return frozenset() if step is None else step.end()
+        return ColdEnd() if step is None else step.end()

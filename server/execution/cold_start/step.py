@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +36,14 @@ class ColdRooms:
     patience_s: float = PATIENCE_S  # that one step may wait for layers, all of its waits together
 
 
+class ColdEnd(NamedTuple):
+    """How a step with cold rows ended."""
+
+    lost: frozenset[int] = frozenset()  # slots
+    num_errands: int = 0
+    helped_s: float = 0.0  # duration: by which errands held up whoever launches the step
+
+
 class ColdStep:
     """What the parts of a step share: the ways, the patience, and who is lost."""
 
@@ -53,6 +62,7 @@ class ColdStep:
         self._left_s = rooms.patience_s
         self._lost: set[int] = set()
         self._missed: set[int] = set()  # slots that helpers failed: they are not asked again
+        self._num_errands, self._helped_s = 0, 0.0
 
     def needs_help(self, slot: int, layer: int) -> bool:
         """Whether helpers shall be asked; the layer is in host memory then."""
@@ -81,10 +91,27 @@ class ColdStep:
             self._lost.add(slot)
         return slot not in self._lost
 
-    def end(self) -> frozenset[int]:
-        """The slots that are lost. The device has computed the step by now."""
+    def send(self, errand: Errand, hidden_TI: Tensor) -> Ticket | None:
+        """None: nobody can be asked."""
+        assert self.handover is not None, "nobody helps"
+        began_s = self._clock.now_s()
+        ticket = self.handover.send(errand, hidden_TI)
+        self._num_errands += 1
+        self._helped_s += self._clock.now_s() - began_s
+        return ticket
+
+    def receive(self, ticket: Ticket, outs_TO: Sequence[Tensor]) -> bool:
+        """Adds the answers. False: there are none."""
+        began_s = self._clock.now_s()
+        is_there = ticket.add(outs_TO)
+        self._helped_s += self._clock.now_s() - began_s
+        return is_there
+
+    def end(self) -> ColdEnd:
+        """The device has computed the step by now."""
         late = frozenset[int]() if self.handover is None else self.handover.lost()
-        return frozenset(self._lost | (late & self._ways.keys()) - self._missed)
+        lost = frozenset(self._lost | (late & self._ways.keys()) - self._missed)
+        return ColdEnd(lost, self._num_errands, self._helped_s)
 
     def _wait(self, wait: Callable[[int, int, float], bool], slot: int, layer: int) -> bool:
         """A step has one patience for all of its waits; what is there needs none."""
@@ -151,8 +178,13 @@ class _Asked:
 class _Kept:
     """Answers that came with those of a site before."""
 
+    hidden_TI: Tensor  # what they are of; held, so that no other tensor can pass for it
     out_TO: Tensor  # 0 in all rows but theirs
     segments: set[Segment]
+
+    def is_of(self, hidden_TI: Tensor) -> bool:
+        own = self.hidden_TI
+        return own.data_ptr() == hidden_TI.data_ptr() and own.shape == hidden_TI.shape
 
 
 class ColdRows:
@@ -176,18 +208,17 @@ class ColdRows:
 
     def begin(self, sites: Sequence[int], hidden_TI: Tensor) -> None:
         """Before the base's product: what helpers shall compute is on its way to them."""
-        handover = self._step.handover
-        if handover is None or self._part == HEAD:
+        if self._step.handover is None or self._part == HEAD:
             return
-        layer, kept = self._step.layer_of[sites[0]], self._kept.get(sites[0])
+        layer, answered = self._step.layer_of[sites[0]], self._answered(sites, hidden_TI)
         behind = self._step.behind.get(sites[0], ()) if len(sites) == 1 else ()
         for segment, factors in self._live:
-            if kept is not None and segment in kept.segments:
+            if segment in answered:
                 continue
             if _meets(factors, sites) and self._step.needs_help(segment.slot, layer):
                 own = tuple(site for site in (*sites, *behind) if site in factors)
                 errand = Errand(segment.slot, own, segment.start, segment.end)
-                ticket = handover.send(errand, hidden_TI)
+                ticket = self._step.send(errand, hidden_TI)
                 if ticket is not None:
                     self._asked.append(_Asked(segment, own, ticket))
                 else:
@@ -206,26 +237,47 @@ class ColdRows:
         ]
         self._products.add(self._part, on_device, hidden_TI, sites=sites, outs_TO=outs_TO)
         # Last: by now they are there.
-        missed = [one for one in asked if not self._add_answers(one, sites, outs_TO)]
+        missed = [one for one in asked if not self._take(one, hidden_TI, sites, outs_TO)]
         mended = [one.segment for one in missed if self._step.mends(one.segment.slot, layer)]
         self._products.add(self._part, mended, hidden_TI, sites=sites, outs_TO=outs_TO)
 
-    def _add_answers(self, asked: _Asked, sites: Sequence[int], outs_TO: Sequence[Tensor]) -> bool:
+    def _answered(self, sites: Sequence[int], hidden_TI: Tensor) -> set[Segment]:
+        """Whose answers for these sites came before. Of sites that are computed together after all,
+        or from another input than was thought, all that is kept is dropped and asked for anew.
+        """
+        kept = [self._kept[site] for site in sites if site in self._kept]
+        if len(sites) == 1 and all(one.is_of(hidden_TI) for one in kept):
+            return set().union(*(one.segments for one in kept))
+        if kept:
+            self._kept.clear()
+        return set()
+
+    def _take(
+        self,
+        asked: _Asked,
+        hidden_TI: Tensor,
+        sites: Sequence[int],
+        outs_TO: Sequence[Tensor],
+    ) -> bool:
         """What is for sites to come is kept for them. False: there is no answer."""
         outs = dict(zip(sites, outs_TO, strict=True))
-        kept = {site: self._room(site, outs_TO[0]) for site in asked.sites if site not in outs}
+        kept = {
+            site: self._room(site, hidden_TI, outs_TO[0])
+            for site in asked.sites
+            if site not in outs
+        }
         into = [outs[site] if site in outs else kept[site].out_TO for site in asked.sites]
-        if not asked.ticket.add(into):
+        if not self._step.receive(asked.ticket, into):
             return False
         for one in kept.values():
             one.segments.add(asked.segment)
         return True
 
-    def _room(self, site: int, like_TO: Tensor) -> _Kept:
+    def _room(self, site: int, hidden_TI: Tensor, like_TO: Tensor) -> _Kept:
         kept = self._kept.get(site)
         if kept is None:
             out_TO = like_TO.new_zeros(like_TO.shape[0], self._shapes[site].out_width)
-            kept = self._kept[site] = _Kept(out_TO, set())
+            kept = self._kept[site] = _Kept(hidden_TI, out_TO, set())
         return kept
 
     def _add_kept(self, sites: Sequence[int], outs_TO: Sequence[Tensor]) -> set[Segment]:
